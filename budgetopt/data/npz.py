@@ -1,0 +1,68 @@
+"""A `.npz` with x_train, y_train, x_test, y_test. Each array is read only when its part is asked for."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from budgetopt.data.dataset import Arrays, Source, to_channels_first
+from budgetopt.errors import InputError
+
+
+class NpzFile(Source):
+    """x: (n, f) features, (n, h, w) grey, (n, c, h, w) or (n, h, w, c) images with c = 1 or 3."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"cannot read the dataset {str(path)!r}: no such file")
+        self.path = path
+        self.name = str(path)
+        arrays = self._read([])
+        first = next((k for k in ("x_train", "x_test") if k in arrays), None)
+        if first is None:
+            raise InputError(f"{path}: no x_train; a dataset has x_train, y_train, x_test and y_test")
+        self.protocol = "tabular-1" if _axes(path, first) == 2 else "image-1"
+
+    def train_arrays(self) -> Arrays:
+        return self._pair("train")
+
+    def test_arrays(self) -> Arrays:
+        return self._pair("test")
+
+    def _pair(self, part: str) -> Arrays:
+        arrays = self._read([f"x_{part}", f"y_{part}"])
+        return to_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"]
+
+    def _read(self, wanted: list[str]) -> dict[str, np.ndarray]:
+        """The wanted arrays; for none, the names with empty arrays. Nothing is unpickled (invariant 9)."""
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                missing = [name for name in wanted if name not in archive]
+                if missing:
+                    raise InputError(
+                        f"{self.path}: no {' and '.join(missing)}; it holds {', '.join(archive.files)}"
+                    )
+                if not wanted:
+                    return {name: np.empty(0) for name in archive.files}
+                return {name: archive[name] for name in wanted}
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise InputError(f"cannot read the dataset {str(self.path)!r}: {error}") from None
+
+
+def _axes(path: Path, name: str) -> int:
+    """Number of axes of one array, read from its header alone."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            reader = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            return len(reader(member)[0])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"cannot read the dataset {str(path)!r}: {error}") from None

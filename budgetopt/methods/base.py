@@ -1,0 +1,57 @@
+"""The method contract."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from budgetopt import networks
+from budgetopt.data.dataset import DataSpec, Split
+from budgetopt.protocol import Protocol
+from budgetopt.representation import Representation
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """All that a method may see: the train part (never validation or test), and the protocol's network."""
+
+    train: Split
+    spec: DataSpec
+    protocol: Protocol
+    device: torch.device
+
+    def standardized(self, x: torch.Tensor) -> torch.Tensor:
+        """Raw units → what networks take. x: (n, c, h, w) or (n, f), any dtype."""
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        mean = torch.from_numpy(self.spec.mean).to(x.device).reshape(shape)
+        std = torch.from_numpy(self.spec.std).to(x.device).reshape(shape)
+        return (x.float() - mean) / std
+
+    def random_network(self, generator: torch.Generator) -> torch.nn.Module:
+        """A network of the protocol with random weights that take no gradient."""
+        net = networks.build(
+            self.protocol.network, self.spec.shape, self.spec.classes, self.protocol.width, generator
+        )
+        return net.to(self.device).requires_grad_(False)
+
+
+class Method(ABC):
+    """One distillation objective on one Representation. Anytime: the set can be read after every step.
+
+    `step()` changes the Representation's parameters and nothing else; all randomness comes from the generator.
+    """
+
+    @abstractmethod
+    def step(self) -> float:
+        """Perform one optimisation step; return the loss before it."""
+
+
+def quantizer_optimizer(representation: Representation, lr: float) -> torch.optim.Optimizer | None:
+    """Adam on the quantizer's parameters. Its steps have the size of `lr` whatever the loss is scaled to, so `lr` is
+    relative to the parameter's initial size."""
+    parameters: Iterable[torch.nn.Parameter] = representation.quantizer.parameters()
+    groups = [{"params": [p], "lr": lr * float(p.detach().abs().mean())} for p in parameters]
+    return torch.optim.Adam(groups) if groups else None

@@ -1,0 +1,67 @@
+"""Distribution matching with the quantizer in the loop (DM, Zhao and Bilen, WACV 2023; QuADD-DM; BCDC Algorithm 2)."""
+
+from __future__ import annotations
+
+import torch
+
+from budgetopt.methods.base import Method, TrainingData, quantizer_optimizer
+from budgetopt.methods.target_bank import Condition, TargetBank, class_means, real_means
+from budgetopt.objective import DistributionMatchingObjective
+from budgetopt.representation import Representation
+from budgetopt.seeding import derive
+
+
+class DistributionMatching(Method):
+    """Minimise Σ_c ‖mean_c f(A(T)) − mean_c f(A(S))‖², f a random network and A an augmentation drawn per class.
+
+    With a bank the real side is looked up; without one it is embedded in every step. The gradient of a class mean
+    reaches one sample divided by IPC, so the learning rate is multiplied by it.
+    """
+
+    def __init__(
+        self,
+        objective: DistributionMatchingObjective,
+        data: TrainingData,
+        representation: Representation,
+        generator: torch.Generator,
+        bank: TargetBank | None = None,
+    ) -> None:
+        self._objective, self._data, self._representation, self._bank = objective, data, representation, bank
+        ipc = sum(representation.counts) / len(representation.counts)
+        self._image = torch.optim.SGD(
+            [representation.latent], lr=objective.lr_image * ipc, momentum=objective.momentum
+        )
+        self._quantizer = quantizer_optimizer(representation, objective.lr_quantizer)
+        self._generator = generator
+        self._order: list[int] = []
+
+    def step(self) -> float:
+        condition, target = self._next_target()
+        loss = self.loss(condition, target)
+        self._image.zero_grad()
+        if self._quantizer:
+            self._quantizer.zero_grad()
+        loss.backward()
+        self._image.step()
+        if self._quantizer:
+            self._quantizer.step()
+        return float(loss.detach())
+
+    def loss(self, condition: Condition, target: torch.Tensor) -> torch.Tensor:
+        """Matching loss under one condition; target: (classes, d) mean embeddings of the real data."""
+        labels = self._representation.labels
+        features = condition.embed(self._data.standardized(self._representation()), labels)
+        return ((class_means(features, labels, self._data.spec.classes) - target) ** 2).sum()
+
+    def _next_target(self) -> tuple[Condition, torch.Tensor]:
+        if self._bank is None:
+            seed = derive("live", int(torch.randint(2**62, (), generator=self._generator)))
+            condition = Condition.from_seed(seed, self._data)
+            return condition, real_means(condition, seed, self._objective.real_batch, self._data)
+        if not self._order:  # every target once, in a new order, before any comes again
+            self._order = torch.randperm(len(self._bank), generator=self._generator).tolist()
+        k = self._order.pop()
+        target = torch.tensor(
+            self._bank.means[k], device=self._data.device
+        )  # a copy: the bank is mapped read-only
+        return Condition.from_seed(int(self._bank.seeds[k]), self._data), target

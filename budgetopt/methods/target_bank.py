@@ -1,0 +1,144 @@
+"""Target embeddings of the real data for distribution matching, made once and shared by all trials.
+
+A target is the mean embedding of each real class in one random network under one augmentation draw per class.
+Only the seed and the (classes, d) means are kept: network and draw are made again from the seed, so that synthetic
+samples meet the same network and the same draw (siamese).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from budgetopt import augmentation
+from budgetopt.methods.base import TrainingData
+from budgetopt.objective import DistributionMatchingObjective
+from budgetopt.seeding import derive, generator
+
+CHUNK = 512  # real samples embedded at once: bounds memory, not results
+
+
+@dataclass(frozen=True, eq=False)
+class TargetBank:
+    """seeds: (k,) int64; means: (k, classes, d) float32. Plain arrays, so that workers can map them read-only."""
+
+    seeds: np.ndarray
+    means: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """One random network and one augmentation draw per class."""
+
+    network: torch.nn.Module
+    draw: augmentation.Draw | None
+
+    @classmethod
+    def from_seed(cls, seed: int, data: TrainingData) -> Condition:
+        g = generator("matching condition", seed)
+        network = data.random_network(g)
+        if not (data.spec.is_image and data.protocol.augment):
+            return cls(network, None)
+        return cls(network, augmentation.draw(data.protocol.augment, data.spec.classes, g).to(data.device))
+
+    def embed(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """x: standardised samples; labels: (n,) pick the draw → (n, d)."""
+        if self.draw is not None:
+            x = augmentation.apply(x, self.draw[labels])
+        return self.network.embed(x)
+
+
+def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """(n, d), (n,) → (classes, d)."""
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1).unsqueeze(1)
+    sums = torch.zeros(classes, features.shape[1], device=features.device, dtype=features.dtype)
+    return sums.index_add(0, labels, features) / counts
+
+
+@torch.no_grad()
+def real_means(condition: Condition, seed: int, real_batch: int, data: TrainingData) -> torch.Tensor:
+    """Mean embedding of up to `real_batch` random real samples of every class: (classes, d)."""
+    rng = np.random.default_rng(derive("real batch", seed))
+    index = np.concatenate(
+        [rng.permutation(np.flatnonzero(data.train.y == c))[:real_batch] for c in range(data.spec.classes)]
+    )
+    labels = torch.from_numpy(data.train.y[index]).to(data.device)
+    features = []
+    for start in range(0, len(index), CHUNK):
+        part = slice(start, start + CHUNK)
+        x = torch.from_numpy(data.train.x[index[part]]).to(data.device)
+        features.append(condition.embed(data.standardized(x), labels[part]))
+    return class_means(torch.cat(features), labels, data.spec.classes)
+
+
+def build(
+    objective: DistributionMatchingObjective,
+    data: TrainingData,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TargetBank:
+    """Embed the real data under `objective.bank` conditions. `progress(done, total)` is called after each."""
+    seeds = np.array([derive("bank", seed, k) for k in range(objective.bank)], np.int64)
+    means = []
+    for k, condition_seed in enumerate(seeds):
+        condition = Condition.from_seed(int(condition_seed), data)
+        means.append(real_means(condition, int(condition_seed), objective.real_batch, data).cpu().numpy())
+        progress(k + 1, len(seeds))
+    return TargetBank(seeds, np.stack(means))
+
+
+def cached(
+    objective: DistributionMatchingObjective,
+    data: TrainingData,
+    seed: int,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TargetBank:
+    """`build`, or the same bank from `folder`. The key holds the split's hash and all that shapes a target."""
+    network = (data.protocol.network, data.protocol.width, sorted(data.protocol.augment.items()))
+    parts = (
+        "v1",
+        data.spec.split_hash,
+        objective.bank,
+        objective.real_batch,
+        network,
+        seed,
+        torch.__version__,
+    )
+    path = folder / f"bank-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.npz"
+    found = _read(path, objective.bank, data.spec.classes)
+    if found is None:
+        found = build(objective, data, seed, progress)
+        _write(path, found)
+    return found
+
+
+def _read(path: Path, size: int, classes: int) -> TargetBank | None:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            seeds, means = archive["seeds"], archive["means"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # absent or damaged: make it again
+    good = seeds.shape == (size,) and means.shape[:2] == (size, classes) and np.isfinite(means).all()
+    return TargetBank(seeds, means) if good else None
+
+
+def _write(path: Path, bank: TargetBank) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        with open(partial, "wb") as stream:
+            np.savez(stream, seeds=bank.seeds, means=bank.means)
+        partial.replace(path)
+    except OSError:
+        pass  # a cache that cannot be written costs time, not results

@@ -1,0 +1,50 @@
+"""Evaluation networks, built from a data spec and a protocol; weights come from an explicit generator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from budgetopt.errors import unknown_name
+from budgetopt.networks.convnet import convnet
+from budgetopt.networks.mlp import mlp
+
+Builder = Callable[[tuple[int, ...], int, int], nn.Module]
+
+NETWORKS: dict[str, Builder] = {"convnet": convnet, "mlp": mlp}
+
+
+def build(
+    name: str, shape: tuple[int, ...], classes: int, width: int, generator: torch.Generator
+) -> nn.Module:
+    """Build network `name` for samples of `shape` (without the batch axis) with random weights.
+
+    Every network has `embed(x)`, the features before the last linear layer: (n, ...) → (n, d).
+    `generator` must live on the CPU, so that one seed gives the same weights on every device.
+    """
+    if name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
+    with torch.device("meta"):  # no weights are drawn from torch's global generator
+        network = NETWORKS[name](shape, classes, width)
+    network = network.to_empty(device="cpu")
+    initialise(network, generator)
+    return network
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Torch's default initialisation, U(−1/√fan_in, 1/√fan_in), drawn from `generator`."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1.0 / math.sqrt(module.weight[0].numel())
+            module.weight.uniform_(-bound, bound, generator=generator)
+            if module.bias is not None:
+                module.bias.uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, nn.GroupNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise NotImplementedError(f"no initialisation for {type(module).__name__}")

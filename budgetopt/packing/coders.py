@@ -1,0 +1,134 @@
+"""Coders: symbols → bytes → symbols, exactly. The one that makes the file shortest is used."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+import constriction
+import numpy as np
+
+from budgetopt.packing.errors import BadPayload
+
+FREE_SYMBOLS, SYMBOLS_PER_BYTE = (
+    1 << 20,
+    1024,
+)  # most symbols of a payload: bounds the memory a small file asks for
+
+
+def capacity(payload_bytes: int) -> int:
+    """The largest number of symbols that a payload of this length may hold."""
+    return FREE_SYMBOLS + SYMBOLS_PER_BYTE * payload_bytes
+
+
+class Coder(ABC):
+    """Lossless coder of n symbols in 0 … levels−1."""
+
+    ident: ClassVar[int]
+    name: ClassVar[str]
+
+    @abstractmethod
+    def encode(self, symbols: np.ndarray, levels: int) -> bytes:
+        """symbols: (n,) uint8, each below `levels` → payload."""
+
+    @abstractmethod
+    def decode(self, payload: bytes, count: int, levels: int) -> np.ndarray:
+        """→ (count,) uint8. Raises `BadPayload` for a payload that `encode` cannot have made."""
+
+
+class RawBits(Coder):
+    """⌈log2 L⌉ bits a symbol, most significant first."""
+
+    ident: ClassVar[int] = 0
+    name: ClassVar[str] = "raw"
+
+    def encode(self, symbols: np.ndarray, levels: int) -> bytes:
+        width = _width(levels)
+        planes = (symbols[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint8)) & 1
+        return np.packbits(planes.astype(np.uint8)).tobytes()
+
+    def decode(self, payload: bytes, count: int, levels: int) -> np.ndarray:
+        width = _width(levels)
+        if len(payload) != (count * width + 7) // 8:
+            raise BadPayload(f"{count} symbols of {width} bits do not fill {len(payload)} bytes")
+        bits = np.unpackbits(np.frombuffer(payload, np.uint8), count=count * width).reshape(count, width)
+        symbols = bits @ (1 << np.arange(width - 1, -1, -1, dtype=np.uint16))
+        if symbols.max(initial=0) >= levels:
+            raise BadPayload(f"a symbol is {symbols.max()}, above the {levels} levels of the file")
+        return symbols.astype(np.uint8)
+
+
+class AdaptiveRange(Coder):
+    """Range coder under adaptive zeroth-order integer counts (Krichevsky–Trofimov: every count starts at ½).
+
+    Counts are kept doubled, so that they are whole numbers: start 1, increment 2. They are updated after blocks
+    that grow with what has been seen (1/32 of it), so the number of numpy calls grows like log n. Symbols are
+    visited in steps of the golden ratio modulo n: each block is a fair sample of the whole set, so slow
+    drifts (class by class, row by row) do not make the counts stale.
+    """
+
+    ident: ClassVar[int] = 1
+    name: ClassVar[str] = "range"
+
+    def encode(self, symbols: np.ndarray, levels: int) -> bytes:
+        order = symbols[_visiting_order(symbols.size)].astype(np.int32)
+        encoder = constriction.stream.queue.RangeEncoder()
+        counts = np.ones(levels, np.int64)
+        for start, stop in _blocks(symbols.size):
+            encoder.encode(order[start:stop], _model(counts))
+            counts += 2 * np.bincount(order[start:stop], minlength=levels)
+        words = encoder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+        # Nearly constant sets cost almost nothing; zeros, which decode to the same, keep them within `capacity`.
+        return words.ljust(-(-max(0, symbols.size - FREE_SYMBOLS) // SYMBOLS_PER_BYTE), b"\0")
+
+    def decode(self, payload: bytes, count: int, levels: int) -> np.ndarray:
+        padded = payload + b"\0" * (-len(payload) % 4)
+        words = np.frombuffer(padded, "<u4").astype(np.uint32)
+        decoder = constriction.stream.queue.RangeDecoder(words)
+        counts = np.ones(levels, np.int64)
+        order = np.empty(count, np.int32)
+        for start, stop in _blocks(count):
+            try:
+                order[start:stop] = decoder.decode(_model(counts), stop - start)
+            except (AssertionError, ValueError) as error:
+                raise BadPayload(f"the range-coded symbols are invalid: {error}") from None
+            counts += 2 * np.bincount(order[start:stop], minlength=levels)
+        symbols = np.empty(count, np.uint8)
+        symbols[_visiting_order(count)] = order
+        return symbols
+
+
+CODERS: dict[int, Coder] = {coder.ident: coder for coder in (RawBits(), AdaptiveRange())}
+
+
+def shortest(symbols: np.ndarray, levels: int) -> tuple[Coder, bytes]:
+    """The coder with the shortest payload; ties go to the lower id."""
+    tried = [(coder, coder.encode(symbols, levels)) for coder in CODERS.values()]
+    return min(tried, key=lambda pair: (len(pair[1]), pair[0].ident))
+
+
+def _width(levels: int) -> int:
+    return max(1, math.ceil(math.log2(levels)))
+
+
+def _model(counts: np.ndarray) -> constriction.stream.model.Categorical:
+    # Whole numbers below 2^53 are exact in float64: no rounding decides a probability (invariant 1).
+    return constriction.stream.model.Categorical(counts.astype(np.float64), perfect=False)
+
+
+def _blocks(count: int) -> Iterator[tuple[int, int]]:
+    start = 0
+    while start < count:
+        stop = min(count, start + max(1, start // 32))
+        yield start, stop
+        start = stop
+
+
+def _visiting_order(count: int) -> np.ndarray:
+    """(count,) a permutation of 0 … count−1 by a stride near count/φ that is coprime to count."""
+    stride = max(1, (count * 4051) // 6555)  # 4051/6555 ≈ 1/φ, in integers
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return (np.arange(count, dtype=np.int64) * stride) % max(1, count)

@@ -1,0 +1,96 @@
+"""`load(path)`: decoded samples and labels, or symbols in memory that are dequantized per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from budgetopt.errors import InputError
+from budgetopt.packing.container import PackedSet, read_file, unpack
+
+if TYPE_CHECKING:
+    import torch.utils.data
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedSet:
+    """A packed dataset, ready to train on. Holds the uint8 symbols only; samples are decoded when asked for."""
+
+    packed: PackedSet
+    bytes: int
+
+    def __len__(self) -> int:
+        return self.packed.symbols.shape[0]
+
+    @property
+    def classes(self) -> int:
+        return len(self.packed.counts)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(c,) float32: subtract from inputs in raw units, the receiver's test data included."""
+        return self.packed.mean
+
+    @property
+    def std(self) -> np.ndarray:
+        """(c,) float32: divide by it afterwards."""
+        return self.packed.std
+
+    @property
+    def samples(self) -> np.ndarray:
+        """All samples, (n, c, h, w) or (n, f) float32 in the dataset's raw units (say 0 … 255)."""
+        return self.packed.decode()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64."""
+        return self.packed.labels()
+
+    def batches(self, size: int, seed: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass in batches of at most `size`, dequantized one at a time; shuffled if a seed is given."""
+        if size < 1:
+            raise InputError(f"the batch size must be at least 1, got {size}")
+        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
+        labels = self.labels
+        table = self.packed
+        for start in range(0, len(self), size):
+            index = order[start : start + size]
+            part = PackedSet(
+                table.symbols[index],
+                (len(index),),
+                table.levels,
+                table.inverse,
+                table.mean,
+                table.std,
+                table.protocol,
+            )
+            yield part.decode(), labels[index]
+
+    def to_torch(self, standardize: bool = True) -> torch.utils.data.TensorDataset:
+        """A `torch.utils.data.Dataset` of (sample float32, label int64); imports torch. With `standardize`, samples are
+        ready for a network: (x − mean) / std per channel."""
+        import torch
+        import torch.utils.data
+
+        x = self.samples
+        if standardize:
+            shape = (-1,) + (1,) * (len(self.packed.shape) - 1)
+            x = (x - self.mean.reshape(shape)) / self.std.reshape(shape)
+        return torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(self.labels))
+
+
+def load(path: str | Path) -> LoadedSet:
+    """Read a `.bopt` file. Imports numpy and constriction, never torch.
+
+    Raises `PackedFileError` (a `ValueError`) for a file that breaks a rule of the format, `InputError` for one
+    that cannot be read.
+    """
+    try:
+        data = read_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    return LoadedSet(unpack(data), len(data))

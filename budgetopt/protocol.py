@@ -1,0 +1,112 @@
+"""Evaluation protocols, versioned and hashed: exactly one per run, stored in every packed file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from budgetopt import declarative
+from budgetopt.errors import InputError, unknown_name
+
+# implemented in augmentation.py, which needs torch; a protocol must be readable without it
+AUGMENTATIONS = ("shift", "scale", "rotate", "flip", "brightness", "contrast", "cutout")
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Protocol(declarative.Strict):
+    """How a network is trained on a packed set. Steps and batch do not depend on the number of samples."""
+
+    version: Annotated[int, Field(ge=1, le=1)] = 1
+    network: str
+    width: Positive = 32
+    steps: Positive  # optimiser steps of one training
+    batch: Positive = 128  # samples a step; all samples where there are fewer
+    lr: Annotated[float, Field(gt=0)] = (
+        0.01  # AdamW, peak of the one-cycle schedule (linear up 20 %, cosine down)
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    augment: dict[str, float] = {}  # name → strength, drawn per image
+    seeds: Annotated[int, Field(ge=5, le=100)] = 5  # trainings behind every reported figure
+    search_seeds: Annotated[int, Field(ge=1, le=100)] = 2  # trainings at a trial's last rung
+    rung_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of `steps`, for the one training of a lower rung
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentations(cls, augment: dict[str, float]) -> dict[str, float]:
+        for name, strength in augment.items():
+            if name not in AUGMENTATIONS:
+                raise ValueError(f"unknown augmentation {name!r}, known are {', '.join(AUGMENTATIONS)}")
+            if strength < 0:
+                raise ValueError(f"the strength of {name} must not be negative")
+        return augment
+
+    @property
+    def hash(self) -> str:
+        """First 12 hex digits of the SHA-256 of all parameters."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()[:12]
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON of what differs from the defaults: equal protocols give equal bytes."""
+        return json.dumps(
+            self.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":")
+        ).encode()
+
+
+# The position in this list is what a packed file stores: append, never reorder or change.
+PRESETS: dict[str, Protocol] = {
+    # digits and letters: no flip
+    "glyph-1": Protocol(network="convnet", steps=200, augment={"shift": 0.1, "scale": 1.15, "rotate": 12.0}),
+    "image-1": Protocol(
+        network="convnet", steps=400, augment={"shift": 0.1, "scale": 1.15, "rotate": 10.0, "flip": 0.5}
+    ),
+    "tabular-1": Protocol(network="mlp", steps=400),
+}
+
+
+def resolve(name: str) -> Protocol:
+    """A preset by name, or a TOML file of the user's by path."""
+    if name.endswith(".toml") or "/" in name:
+        source, text = declarative.read("protocol", name, "budgetopt")
+        return check_network(declarative.parse(text, source, Protocol), f"{source}: network: ")
+    if name not in PRESETS:
+        raise unknown_name("protocol", name, PRESETS, also=", or a path that ends in .toml")
+    return PRESETS[name]
+
+
+def check_network(protocol: Protocol, where: str = "") -> Protocol:
+    from budgetopt.networks import NETWORKS
+
+    if protocol.network not in NETWORKS:
+        raise InputError(where + str(unknown_name("network", protocol.network, NETWORKS)))
+    return protocol
+
+
+def name_of(protocol: Protocol) -> str:
+    """The preset's name, or `custom`."""
+    return next((name for name, preset in PRESETS.items() if preset == protocol), "custom")
+
+
+def to_field(protocol: Protocol) -> int | bytes:
+    """What the packed file stores: the number of a preset, or the whole protocol."""
+    name = name_of(protocol)
+    return list(PRESETS).index(name) if name in PRESETS else protocol.to_bytes()
+
+
+def from_field(stored: int | bytes) -> Protocol:
+    """Inverse of `to_field`; raises `InputError` for an unknown number or an invalid protocol."""
+    if isinstance(stored, int):
+        if stored >= len(PRESETS):
+            raise InputError(f"the file names protocol preset {stored}; this package has {len(PRESETS)}")
+        return list(PRESETS.values())[stored]
+    try:
+        table = json.loads(stored)
+    except (ValueError, RecursionError):
+        raise InputError("the protocol inside the file is not valid JSON") from None
+    if not isinstance(table, dict):
+        raise InputError("the protocol inside the file is not a table")
+    return check_network(
+        declarative.validate(table, "protocol in the file", Protocol), "protocol in the file: "
+    )

@@ -1,0 +1,19 @@
+"""Transforms by name."""
+
+from __future__ import annotations
+
+from budgetopt.errors import unknown_name
+from budgetopt.transforms.base import Transform
+from budgetopt.transforms.identity import Identity
+from budgetopt.transforms.standardize import Standardize
+
+TRANSFORMS: dict[str, type[Transform]] = {"identity": Identity, "standardize": Standardize}
+
+__all__ = ["TRANSFORMS", "Transform", "build"]
+
+
+def build(name: str) -> Transform:
+    """A transform, not yet fitted."""
+    if name not in TRANSFORMS:
+        raise unknown_name("transform", name, TRANSFORMS)
+    return TRANSFORMS[name]()

@@ -1,0 +1,24 @@
+"""The coded domain is the raw domain."""
+
+from __future__ import annotations
+
+import torch
+
+from budgetopt.packing import inverse
+from budgetopt.transforms.base import Transform
+
+
+class Identity(Transform):
+    tolerance = 0.0
+
+    def fit(self, x: torch.Tensor) -> None:
+        pass
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def inverse(self, z: torch.Tensor) -> torch.Tensor:
+        return z
+
+    def side_information(self) -> inverse.InverseTransform:
+        return inverse.Identity()

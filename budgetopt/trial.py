@@ -1,0 +1,135 @@
+"""One allocation, from start to its last rung. Knows neither Ray nor Optuna."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from budgetopt import methods, seeding
+from budgetopt.allocation import Allocation
+from budgetopt.data.dataset import DataSpec, Split
+from budgetopt.errors import TrialFailure
+from budgetopt.evaluation import Evaluation, evaluate_file
+from budgetopt.methods.base import TrainingData
+from budgetopt.methods.selection import Selector
+from budgetopt.methods.target_bank import TargetBank
+from budgetopt.objective import Objective
+from budgetopt.packing import pack
+from budgetopt.protocol import Protocol, to_field
+from budgetopt.representation import InitialSet, Representation, fit_to_budget
+
+RUNGS = 3  # reports of an optimised set; a set without steps reports after one training and after all
+
+
+@dataclass(frozen=True, eq=False)
+class TrialContext:
+    """What every trial of a run shares. Arrays only, so that it can be mapped read-only into workers."""
+
+    train: Split
+    val: Split
+    spec: DataSpec
+    protocol: Protocol
+    objectives: Mapping[str, Objective]
+    budget: int | None = None  # bytes; None: no limit
+    seed: int = 0
+    banks: Mapping[str, TargetBank] = field(default_factory=dict)
+    init: InitialSet | None = None  # every method starts from this set
+
+
+@dataclass(frozen=True, eq=False)
+class RungReport:
+    """A trial's state at a rung: the packed file and its accuracy on validation."""
+
+    rung: int
+    last: bool
+    step: int
+    data: bytes
+    evaluation: Evaluation
+    loss: float  # of the last distillation step, NaN without steps
+
+
+def trial_seed(run_seed: int, allocation: Allocation) -> int:
+    """Hash of run seed and allocation: a trial is a pure function of both, also after a restart."""
+    return seeding.derive("trial", run_seed, allocation.key)
+
+
+def initial_set(
+    context: TrialContext, allocation: Allocation, selector: Selector | None = None
+) -> InitialSet:
+    """The real samples (or the first of the `init` set) that the allocation starts from."""
+    if context.init is None:
+        selector = selector or Selector(context.train, context.spec)
+        return selector.select(allocation.selection, allocation.ipc, trial_seed(context.seed, allocation))
+    starts = np.concatenate([[0], np.cumsum(context.init.counts)[:-1]])
+    counts = tuple(min(allocation.ipc, c) for c in context.init.counts)
+    keep = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
+    return InitialSet(context.init.x[keep], counts)
+
+
+def initial_representation(
+    context: TrialContext, allocation: Allocation, device: torch.device, selector: Selector | None = None
+) -> Representation:
+    initial = initial_set(context, allocation, selector)
+    representation = Representation(initial, allocation, context.spec, to_field(context.protocol), device)
+    return representation.train()
+
+
+def initial_bytes(context: TrialContext, allocation: Allocation, selector: Selector) -> int:
+    """Length of the file of the untrained set: exact for coresets, a low guess for optimised sets."""
+    return len(pack(initial_representation(context, allocation, torch.device("cpu"), selector).packed()))
+
+
+def rung_steps(steps: int) -> list[int]:
+    """Distillation steps after which a trial reports: RUNGS equal parts, or the two evaluations of an unoptimised set."""
+    return [0, 0] if steps == 0 else [max(1, math.ceil(steps * (r + 1) / RUNGS)) for r in range(RUNGS)]
+
+
+def run(context: TrialContext, allocation: Allocation, device: torch.device) -> Iterator[RungReport]:
+    """Distil with the quantizer in the loop; at each rung pack → unpack → train → validation accuracy.
+
+    Lower rungs train one network for `rung_share` of the steps; the last trains `search_seeds` networks. Raises
+    `TrialFailure` or `OverBudget`; stops where the caller stops iterating.
+    """
+    seed = trial_seed(context.seed, allocation)
+    objective = context.objectives[allocation.objective]
+    representation = initial_representation(context, allocation, device)
+    data = TrainingData(context.train, context.spec, context.protocol, device)
+    generator = seeding.generator("method", seed)
+    bank = context.banks.get(allocation.objective)
+    method = methods.build(objective, data, representation, generator, bank) if objective.steps else None
+    done, loss = 0, math.nan
+    targets = rung_steps(objective.steps)
+    for rung, target in enumerate(targets):
+        for done in range(done + 1, target + 1):  # noqa: B020 - `done` goes on from the last rung
+            assert method is not None
+            loss = method.step()
+            if not math.isfinite(loss):
+                raise TrialFailure(f"distillation diverged: the loss is {loss} at step {done}")
+        last = rung == len(targets) - 1
+        packed = fit_to_budget(representation.packed(), context.budget)
+        evaluation = evaluate_file(
+            packed,
+            context.val,
+            rung_protocol(context.protocol, last),
+            _rung_seeds(context, seed, rung, last),
+            device,
+        )
+        yield RungReport(rung, last, done, packed, evaluation, loss)
+
+
+def rung_protocol(protocol: Protocol, last: bool) -> Protocol:
+    """The full protocol at the last rung, fewer steps below it."""
+    return protocol if last else replace_steps(protocol, max(1, round(protocol.steps * protocol.rung_share)))
+
+
+def replace_steps(protocol: Protocol, steps: int) -> Protocol:
+    return protocol.model_copy(update={"steps": steps})
+
+
+def _rung_seeds(context: TrialContext, seed: int, rung: int, last: bool) -> list[int]:
+    count = context.protocol.search_seeds if last else 1
+    return [seeding.derive("rung", seed, rung, i) for i in range(count)]
