@@ -39,8 +39,8 @@ class Draw:
 def draw(strengths: dict[str, float], count: int, generator: torch.Generator) -> Draw:
     """Draw parameters for `count` images (or classes) from a CPU generator.
 
-    `strengths` maps a name of `protocol.AUGMENTATIONS` to its strength: `shift` share of the side, `scale` largest factor,
-    `rotate` degrees, `flip` probability, `brightness` standard deviations, `contrast` share, `cutout` share of
+    `strengths` maps a name of `protocol.AUGMENTATIONS` to its strength: `shift` share of the side, `scale` largest
+    factor, `rotate` degrees, `flip` probability, `brightness` standard deviations, `contrast` share, `cutout` share of
     the side.
     """
 
@@ -89,8 +89,6 @@ def apply(x: torch.Tensor, drawn: Draw) -> torch.Tensor:
         rows = (torch.arange(h, device=x.device) + 0.5) / h
         cols = (torch.arange(w, device=x.device) + 0.5) / w
         top, bottom, left, right = (drawn.cutout[:, i, None] for i in range(4))
-        inside = ((rows >= top) & (rows < bottom)).unsqueeze(2) & ((cols >= left) & (cols < right)).unsqueeze(
-            1
-        )
+        inside = ((rows >= top) & (rows < bottom)).unsqueeze(2) & ((cols >= left) & (cols < right)).unsqueeze(1)
         x = x * (~inside).unsqueeze(1)
     return x

@@ -42,9 +42,7 @@ class Budget:
             return text
         if isinstance(text, int) and not isinstance(text, bool):
             return cls(text)
-        match = re.fullmatch(
-            r"\s*([+-]?[0-9][0-9_,]*(?:\.[0-9]+)?|[+-]?\.[0-9]+)\s*([A-Za-z]*)\s*", str(text)
-        )
+        match = re.fullmatch(r"\s*([+-]?[0-9][0-9_,]*(?:\.[0-9]+)?|[+-]?\.[0-9]+)\s*([A-Za-z]*)\s*", str(text))
         if not match:
             raise InputError(f"cannot read the budget {text!r}: {_WORKS}")
         number, unit = match.group(1).replace(",", "").replace("_", ""), match.group(2).lower()

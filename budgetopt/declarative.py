@@ -27,9 +27,7 @@ M = TypeVar("M", bound=BaseModel)
 def shipped(package: str) -> dict[str, Any]:
     """{name: file} of the TOML files inside `package`."""
     return {
-        Path(entry.name).stem: entry
-        for entry in resources.files(package).iterdir()
-        if entry.name.endswith(".toml")
+        Path(entry.name).stem: entry for entry in resources.files(package).iterdir() if entry.name.endswith(".toml")
     }
 
 
@@ -67,7 +65,5 @@ def _problem(source: str, error: Any) -> str:
     for part in error["loc"]:
         leaf += f"[{part}]" if isinstance(part, int) else f".{part}" if leaf else str(part)
     value = "" if error["type"] in ("missing", "extra_forbidden") else f", got {error['input']!r}"
-    message = {"extra_forbidden": "unknown key", "missing": "required but missing"}.get(
-        error["type"], error["msg"]
-    )
+    message = {"extra_forbidden": "unknown key", "missing": "required but missing"}.get(error["type"], error["msg"])
     return f"{source}: {leaf or 'file'}: {message.removeprefix('Value error, ')}{value}"

@@ -118,9 +118,7 @@ def default_parallel(device: torch.device) -> int:
     return len(os.sched_getaffinity(0)) if device.type == "cpu" and hasattr(os, "sched_getaffinity") else 1
 
 
-def train_and_test(
-    train: TrainingSet, test: Split, protocol: Protocol, seed: int, device: torch.device
-) -> float:
+def train_and_test(train: TrainingSet, test: Split, protocol: Protocol, seed: int, device: torch.device) -> float:
     """One training from random weights, `protocol.steps` steps; accuracy at the last step."""
     g = generator("training", seed)
     shape = train.x.shape[1:]
@@ -167,9 +165,7 @@ def _accuracy(net: torch.nn.Module, test: Split, standardize: _Standardize, devi
 class _Standardize:
     """Raw units → network input, (x − mean) / std per channel."""
 
-    def __init__(
-        self, mean: np.ndarray, std: np.ndarray, shape: tuple[int, ...], device: torch.device
-    ) -> None:
+    def __init__(self, mean: np.ndarray, std: np.ndarray, shape: tuple[int, ...], device: torch.device) -> None:
         view = (1, -1) + (1,) * (len(shape) - 1)
         self._mean = torch.tensor(mean).reshape(view).to(device)
         self._std = torch.tensor(std).reshape(view).to(device)

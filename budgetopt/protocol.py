@@ -24,11 +24,9 @@ class Protocol(declarative.Strict):
     width: Positive = 32
     steps: Positive  # optimiser steps of one training
     batch: Positive = 128  # samples a step; all samples where there are fewer
-    lr: Annotated[float, Field(gt=0)] = (
-        0.01  # AdamW, peak of the one-cycle schedule (linear up 20 %, cosine down)
-    )
+    lr: Annotated[float, Field(gt=0)] = 0.01  # AdamW, peak of the one-cycle schedule (linear up 20 %, cosine down)
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    augment: dict[str, float] = {}  # name → strength, drawn per image
+    augment: dict[str, float] = Field(default_factory=dict)  # name → strength, drawn per image
     seeds: Annotated[int, Field(ge=5, le=100)] = 5  # trainings behind every reported figure
     search_seeds: Annotated[int, Field(ge=1, le=100)] = 2  # trainings at a trial's last rung
     rung_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of `steps`, for the one training of a lower rung
@@ -50,9 +48,7 @@ class Protocol(declarative.Strict):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON of what differs from the defaults: equal protocols give equal bytes."""
-        return json.dumps(
-            self.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":")
-        ).encode()
+        return json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":")).encode()
 
 
 # The position in this list is what a packed file stores: append, never reorder or change.
@@ -107,6 +103,4 @@ def from_field(stored: int | bytes) -> Protocol:
         raise InputError("the protocol inside the file is not valid JSON") from None
     if not isinstance(table, dict):
         raise InputError("the protocol inside the file is not a table")
-    return check_network(
-        declarative.validate(table, "protocol in the file", Protocol), "protocol in the file: "
-    )
+    return check_network(declarative.validate(table, "protocol in the file", Protocol), "protocol in the file: ")

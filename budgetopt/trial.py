@@ -57,9 +57,7 @@ def trial_seed(run_seed: int, allocation: Allocation) -> int:
     return seeding.derive("trial", run_seed, allocation.key)
 
 
-def initial_set(
-    context: TrialContext, allocation: Allocation, selector: Selector | None = None
-) -> InitialSet:
+def initial_set(context: TrialContext, allocation: Allocation, selector: Selector | None = None) -> InitialSet:
     """The real samples (or the first of the `init` set) that the allocation starts from."""
     if context.init is None:
         selector = selector or Selector(context.train, context.spec)
@@ -84,7 +82,7 @@ def initial_bytes(context: TrialContext, allocation: Allocation, selector: Selec
 
 
 def rung_steps(steps: int) -> list[int]:
-    """Distillation steps after which a trial reports: RUNGS equal parts, or the two evaluations of an unoptimised set."""
+    """Distillation steps after which a trial reports: RUNGS equal parts, or the two evaluations of a coreset."""
     return [0, 0] if steps == 0 else [max(1, math.ceil(steps * (r + 1) / RUNGS)) for r in range(RUNGS)]
 
 

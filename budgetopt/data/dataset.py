@@ -100,9 +100,7 @@ class Dataset:
         counts = np.bincount(y)
         for label in np.flatnonzero(counts < 2):
             number = "no sample" if counts[label] == 0 else "1 sample"
-            raise InputError(
-                f"{source.name}: class {label} has {number}; every class 0..{len(counts) - 1} needs 2"
-            )
+            raise InputError(f"{source.name}: class {label} has {number}; every class 0..{len(counts) - 1} needs 2")
         size = min(MAX_VALIDATION, max(len(counts), round(len(y) / 6)))
         if len(y) - size < len(counts):
             raise InputError(f"{source.name}: {len(y)} samples of {len(counts)} classes are too few to split")
@@ -112,7 +110,7 @@ class Dataset:
         train_index, val_index = np.sort(train_index), np.sort(val_index)
         train = Split(np.ascontiguousarray(x[train_index]), y[train_index])
         mean, std = _statistics(train.x)
-        digest = hashlib.sha256(np.ascontiguousarray(x).view(np.uint8).reshape(-1))
+        digest = hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
         digest.update(y.tobytes() + val_index.tobytes() + str(x.shape).encode())
         spec = DataSpec(
             name=source.name,
@@ -144,9 +142,7 @@ def _validated(x: np.ndarray, y: np.ndarray, where: str) -> Arrays:
         x = x.astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
         if bad.size:
-            raise InputError(
-                f"{where}: {bad.size} samples hold NaN or infinite features, the first is sample {bad[0]}"
-            )
+            raise InputError(f"{where}: {bad.size} samples hold NaN or infinite features, the first is sample {bad[0]}")
     if y.shape != (len(x),):
         raise InputError(f"{where}: {len(x)} samples but labels of shape {y.shape}")
     whole: Any = y
@@ -155,9 +151,7 @@ def _validated(x: np.ndarray, y: np.ndarray, where: str) -> Arrays:
             raise InputError(f"{where}: labels must be whole numbers, got dtype {y.dtype}")
         whole = y.astype(np.int64)
     if whole.min() < 0 or whole.max() >= 1 << 16:
-        raise InputError(
-            f"{where}: labels are out of range, got {whole.min()}..{whole.max()}, expected 0..C-1"
-        )
+        raise InputError(f"{where}: labels are out of range, got {whole.min()}..{whole.max()}, expected 0..C-1")
     return x, whole.astype(np.int64)
 
 

@@ -41,9 +41,7 @@ class NpzFile(Source):
             with np.load(self.path, allow_pickle=False) as archive:
                 missing = [name for name in wanted if name not in archive]
                 if missing:
-                    raise InputError(
-                        f"{self.path}: no {' and '.join(missing)}; it holds {', '.join(archive.files)}"
-                    )
+                    raise InputError(f"{self.path}: no {' and '.join(missing)}; it holds {', '.join(archive.files)}")
                 if not wanted:
                     return {name: np.empty(0) for name in archive.files}
                 return {name: archive[name] for name in wanted}
@@ -58,11 +56,7 @@ def _axes(path: Path, name: str) -> int:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
             version = np.lib.format.read_magic(member)
-            reader = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
+            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             return len(reader(member)[0])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read the dataset {str(path)!r}: {error}") from None

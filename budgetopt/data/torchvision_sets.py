@@ -27,11 +27,7 @@ def names() -> list[str]:
         if not inspect.isclass(candidate) or name in _NOT_CLASSIFICATION:
             continue
         parameters = inspect.signature(candidate).parameters
-        if (
-            "root" in parameters
-            and "download" in parameters
-            and ("train" in parameters or "split" in parameters)
-        ):
+        if "root" in parameters and "download" in parameters and ("train" in parameters or "split" in parameters):
             found.append(name)
     return found
 
@@ -55,9 +51,7 @@ class TorchvisionSet(Source):
         root = self._root or Path(platformdirs.user_cache_dir("budgetopt")) / "datasets"
         constructor = getattr(sets, self.name)
         parameters = inspect.signature(constructor).parameters
-        part: dict[str, Any] = (
-            {"train": train} if "train" in parameters else {"split": "train" if train else "test"}
-        )
+        part: dict[str, Any] = {"train": train} if "train" in parameters else {"split": "train" if train else "test"}
         try:
             return constructor(root=str(root), download=False, **part)
         except (RuntimeError, OSError):
@@ -84,7 +78,8 @@ def _arrays(opened: Any, name: str) -> Arrays:
 
 def _decode_all(opened: Any, name: str) -> tuple[np.ndarray, list[int]]:
     """Datasets that keep files: decode every image; all must have one size."""
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[int] = []
     for image, label in opened:
         pixels = np.asarray(image)
         if images and pixels.shape != images[0].shape:

@@ -30,11 +30,9 @@ class TrainingData:
         std = torch.from_numpy(self.spec.std).to(x.device).reshape(shape)
         return (x.float() - mean) / std
 
-    def random_network(self, generator: torch.Generator) -> torch.nn.Module:
+    def random_network(self, generator: torch.Generator) -> networks.Network:
         """A network of the protocol with random weights that take no gradient."""
-        net = networks.build(
-            self.protocol.network, self.spec.shape, self.spec.classes, self.protocol.width, generator
-        )
+        net = networks.build(self.protocol.network, self.spec.shape, self.spec.classes, self.protocol.width, generator)
         return net.to(self.device).requires_grad_(False)
 
 

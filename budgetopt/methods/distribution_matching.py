@@ -28,9 +28,7 @@ class DistributionMatching(Method):
     ) -> None:
         self._objective, self._data, self._representation, self._bank = objective, data, representation, bank
         ipc = sum(representation.counts) / len(representation.counts)
-        self._image = torch.optim.SGD(
-            [representation.latent], lr=objective.lr_image * ipc, momentum=objective.momentum
-        )
+        self._image = torch.optim.SGD([representation.latent], lr=objective.lr_image * ipc, momentum=objective.momentum)
         self._quantizer = quantizer_optimizer(representation, objective.lr_quantizer)
         self._generator = generator
         self._order: list[int] = []
@@ -61,7 +59,5 @@ class DistributionMatching(Method):
         if not self._order:  # every target once, in a new order, before any comes again
             self._order = torch.randperm(len(self._bank), generator=self._generator).tolist()
         k = self._order.pop()
-        target = torch.tensor(
-            self._bank.means[k], device=self._data.device
-        )  # a copy: the bank is mapped read-only
+        target = torch.tensor(self._bank.means[k], device=self._data.device)  # a copy: the bank is mapped read-only
         return Condition.from_seed(int(self._bank.seeds[k]), self._data), target

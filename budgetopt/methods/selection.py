@@ -22,9 +22,7 @@ class Selector:
     def select(self, how: str, ipc: int, seed: int) -> InitialSet:
         """The `ipc` most useful samples of every class (all of a smaller class), best first."""
         index = [self.order(how, c, ipc, seed) for c in range(self._spec.classes)]
-        return InitialSet(
-            self._train.x[np.concatenate(index)].astype(np.float32), tuple(len(i) for i in index)
-        )
+        return InitialSet(self._train.x[np.concatenate(index)].astype(np.float32), tuple(len(i) for i in index))
 
     def order(self, how: str, label: int, count: int, seed: int) -> np.ndarray:
         """Indices into the train part of the first `count` samples of a class."""
@@ -36,9 +34,7 @@ class Selector:
         if len(self._herded.get(label, ())) < count:
             flat = self._train.x[members].reshape(len(members), -1).astype(np.float32) / self._spec.std.mean()
             if flat.shape[1] > 2 * PROJECTED:
-                generator = np.random.default_rng(
-                    0
-                )  # the same projection in every trial: an order, not a draw
+                generator = np.random.default_rng(0)  # the same projection in every trial: an order, not a draw
                 flat = flat @ (generator.standard_normal((flat.shape[1], PROJECTED)) / PROJECTED**0.5).astype(
                     flat.dtype
                 )

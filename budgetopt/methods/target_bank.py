@@ -19,6 +19,7 @@ import torch
 
 from budgetopt import augmentation
 from budgetopt.methods.base import TrainingData
+from budgetopt.networks import Network
 from budgetopt.objective import DistributionMatchingObjective
 from budgetopt.seeding import derive, generator
 
@@ -40,7 +41,7 @@ class TargetBank:
 class Condition:
     """One random network and one augmentation draw per class."""
 
-    network: torch.nn.Module
+    network: Network
     draw: augmentation.Draw | None
 
     @classmethod

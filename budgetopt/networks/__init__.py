@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from budgetopt.errors import unknown_name
-from budgetopt.networks.convnet import convnet
-from budgetopt.networks.mlp import mlp
+from budgetopt.networks.base import Network
+from budgetopt.networks.convnet import ConvNet
+from budgetopt.networks.mlp import MLP
 
-Builder = Callable[[tuple[int, ...], int, int], nn.Module]
-
-NETWORKS: dict[str, Builder] = {"convnet": convnet, "mlp": mlp}
+NETWORKS: dict[str, type[Network]] = {"convnet": ConvNet, "mlp": MLP}
 
 
-def build(
-    name: str, shape: tuple[int, ...], classes: int, width: int, generator: torch.Generator
-) -> nn.Module:
+def build(name: str, shape: tuple[int, ...], classes: int, width: int, generator: torch.Generator) -> Network:
     """Build network `name` for samples of `shape` (without the batch axis) with random weights.
 
-    Every network has `embed(x)`, the features before the last linear layer: (n, ...) → (n, d).
     `generator` must live on the CPU, so that one seed gives the same weights on every device.
     """
     if name not in NETWORKS:

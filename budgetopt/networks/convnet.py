@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import nn
+
+from budgetopt.networks.base import Network
 
 
 def depth_for(resolution: int) -> int:
@@ -13,11 +14,11 @@ def depth_for(resolution: int) -> int:
     return max(2, math.ceil(math.log2(resolution)) - 2)
 
 
-class ConvNet(nn.Module):
-    """x: (n, c, h, w) float32, standardised → logits (n, classes)."""
+class ConvNet(Network):
+    """x: (n, c, h, w) → logits (n, classes)."""
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int) -> None:
-        super().__init__()
+        super().__init__(shape, classes, width)
         channels, height, width_px = shape
         layers: list[nn.Module] = []
         for _ in range(depth_for(max(height, width_px))):
@@ -32,13 +33,3 @@ class ConvNet(nn.Module):
             channels = width
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels * height * width_px, classes)
-
-    def embed(self, x: torch.Tensor) -> torch.Tensor:
-        return self.features(x).flatten(1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.embed(x))
-
-
-def convnet(shape: tuple[int, ...], classes: int, width: int) -> nn.Module:
-    return ConvNet(shape, classes, width)

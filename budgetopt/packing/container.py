@@ -33,8 +33,8 @@ _KNOWN_FLAGS = _EQUAL_COUNTS | _INLINE_PROTOCOL | _WIDE_STATISTICS
 class PackedSet:
     """All that a `.bopt` file holds.
 
-    `symbols`: (n, c, h, w) or (n, f) uint8, samples in class order. `counts`: samples of each class. `mean`, `std`: (c,)
-    float32, the receiver's input standardisation in raw units. `protocol`: the number of a preset of the
+    `symbols`: (n, c, h, w) or (n, f) uint8, samples in class order. `counts`: samples of each class. `mean`,
+    `std`: (c,) float32, the receiver's input standardisation in raw units. `protocol`: the number of a preset of the
     package, or a whole protocol as bytes.
     """
 
@@ -142,9 +142,7 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
     if len(data) < 8:
         raise Truncated(f"a .bopt file has at least 8 bytes, got {len(data)}")
     if data[3] != FORMAT_VERSION:
-        raise UnsupportedVersion(
-            f"format version {data[3]} is not known; this package reads {FORMAT_VERSION}"
-        )
+        raise UnsupportedVersion(f"format version {data[3]} is not known; this package reads {FORMAT_VERSION}")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise ChecksumMismatch("the checksum does not match: the file is damaged or cut short")
     fields = Reader(data[4:-4])

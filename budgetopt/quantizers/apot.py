@@ -48,9 +48,7 @@ class Apot(Quantizer):
 
     def side_information(self) -> LevelTable:
         largest = apot_magnitudes(self.bits, K)[-1]
-        alpha = max(
-            float(self.alpha.detach()), self._smallest
-        )  # a step too far must not turn the levels around
+        alpha = max(float(self.alpha.detach()), self._smallest)  # a step too far must not turn the levels around
         (unit,), exponent = to_fixed([alpha / largest], UNIT_BITS)
         return ApotLevels(self.bits, K, unit, exponent)
 

@@ -16,8 +16,8 @@ from budgetopt.packing.levels import LevelTable
 class Quantizer(nn.Module, ABC):
     """Coded values ↔ integer symbols, with a differentiable surrogate for training.
 
-    In evaluation mode `forward(x)` equals, bit for bit, what `packing` decodes from `encode(x)`: both look the symbol up
-    in `side_information()`. In training mode parameters are already rounded to the precision of the file.
+    In evaluation mode `forward(x)` equals, bit for bit, what `packing` decodes from `encode(x)`: both look the symbol
+    up in `side_information()`. In training mode parameters are already rounded to the precision of the file.
     """
 
     clippings: ClassVar[tuple[str, ...]]

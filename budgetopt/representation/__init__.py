@@ -40,9 +40,7 @@ class Representation(nn.Module):
         super().__init__()
         x = torch.from_numpy(np.ascontiguousarray(initial.x, np.float32)).to(device)
         self.counts, self.spec, self.protocol = initial.counts, spec, protocol
-        self.labels = torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts)).to(
-            device
-        )
+        self.labels = torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts)).to(device)
         self.transform = build_transform(allocation.transform)
         self.transform.fit(x)
         coded = self.transform.forward(x)
@@ -58,9 +56,7 @@ class Representation(nn.Module):
 
     def packed(self) -> PackedSet:
         """The set as the file would hold it now. Raises `TrialFailure` where a value is NaN or infinite."""
-        if not torch.isfinite(self.latent).all() or not all(
-            torch.isfinite(p).all() for p in self.parameters()
-        ):
+        if not torch.isfinite(self.latent).all() or not all(torch.isfinite(p).all() for p in self.parameters()):
             raise TrialFailure("distillation diverged: the synthetic samples are not finite")
         symbols, table = self.quantizer.encode(self.latent.detach() * self.unit)
         return PackedSet(

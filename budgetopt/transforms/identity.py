@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from budgetopt.packing import inverse
+from budgetopt.packing import inverse as side
 from budgetopt.transforms.base import Transform
 
 
@@ -20,5 +20,5 @@ class Identity(Transform):
     def inverse(self, z: torch.Tensor) -> torch.Tensor:
         return z
 
-    def side_information(self) -> inverse.InverseTransform:
-        return inverse.Identity()
+    def side_information(self) -> side.InverseTransform:
+        return side.Identity()

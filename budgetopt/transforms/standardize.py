@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from budgetopt.packing import inverse
+from budgetopt.packing import inverse as side
 from budgetopt.packing.fields import to_fixed
 from budgetopt.transforms.base import Transform
 
@@ -25,7 +25,7 @@ class Standardize(Transform):
         scale, scale_exponent = to_fixed(std.cpu().numpy(), SCALE_BITS)
         scale = [max(1, s) for s in scale]  # a channel much flatter than the widest one
         offset, offset_exponent = to_fixed(mean.cpu().numpy(), OFFSET_BITS)
-        self._side = inverse.Standardize(tuple(scale), scale_exponent, tuple(offset), offset_exponent)
+        self._side = side.Standardize(tuple(scale), scale_exponent, tuple(offset), offset_exponent)
         shape = (-1,) + (1,) * max(0, x.dim() - 2)
         self._std = (torch.tensor(scale) * 2.0**-scale_exponent).float().reshape(shape).to(x.device)
         self._mean = (torch.tensor(offset) * 2.0**-offset_exponent).float().reshape(shape).to(x.device)
@@ -36,5 +36,5 @@ class Standardize(Transform):
     def inverse(self, z: torch.Tensor) -> torch.Tensor:
         return z * self._std + self._mean
 
-    def side_information(self) -> inverse.InverseTransform:
+    def side_information(self) -> side.InverseTransform:
         return self._side
