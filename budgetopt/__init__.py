@@ -1,0 +1,65 @@
+"""budgetopt: which dataset of at most N bytes trains the best model?
+
+    result = budgetopt.search(budget="30kb", dataset="digits")
+    loaded = budgetopt.load(result.best.path)
+
+Names are imported on first use: `import budgetopt` is instant; `budgetopt.load` needs neither torch, Ray nor Optuna.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from budgetopt.allocation import Allocation
+    from budgetopt.api import evaluate, resume, search
+    from budgetopt.budget import Budget
+    from budgetopt.errors import BudgetoptError, InputError, PackedFileError
+    from budgetopt.evaluation import Evaluation
+    from budgetopt.packing.loading import LoadedSet, load
+    from budgetopt.result import FrontPoint, Result
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Allocation": "allocation",
+    "Budget": "budget",
+    "BudgetoptError": "errors",
+    "Evaluation": "evaluation",
+    "FrontPoint": "result",
+    "InputError": "errors",
+    "LoadedSet": "packing.loading",
+    "PackedFileError": "errors",
+    "Result": "result",
+    "evaluate": "api",
+    "load": "packing.loading",
+    "resume": "api",
+    "search": "api",
+}
+__all__ = [
+    "Allocation",
+    "Budget",
+    "BudgetoptError",
+    "Evaluation",
+    "FrontPoint",
+    "InputError",
+    "LoadedSet",
+    "PackedFileError",
+    "Result",
+    "evaluate",
+    "load",
+    "resume",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'budgetopt' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"budgetopt.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -50,6 +51,7 @@ class RungReport:
     data: bytes
     evaluation: Evaluation
     loss: float  # of the last distillation step, NaN without steps
+    training_seconds: float  # of one training of this rung
 
 
 def trial_seed(run_seed: int, allocation: Allocation) -> int:
@@ -109,14 +111,11 @@ def run(context: TrialContext, allocation: Allocation, device: torch.device) -> 
                 raise TrialFailure(f"distillation diverged: the loss is {loss} at step {done}")
         last = rung == len(targets) - 1
         packed = fit_to_budget(representation.packed(), context.budget)
-        evaluation = evaluate_file(
-            packed,
-            context.val,
-            rung_protocol(context.protocol, last),
-            _rung_seeds(context, seed, rung, last),
-            device,
-        )
-        yield RungReport(rung, last, done, packed, evaluation, loss)
+        seeds = _rung_seeds(context, seed, rung, last)
+        started = time.monotonic()
+        evaluation = evaluate_file(packed, context.val, rung_protocol(context.protocol, last), seeds, device)
+        seconds = (time.monotonic() - started) / len(seeds)
+        yield RungReport(rung, last, done, packed, evaluation, loss, seconds)
 
 
 def rung_protocol(protocol: Protocol, last: bool) -> Protocol:

@@ -46,6 +46,8 @@ class RawBits(Coder):
 
     def encode(self, symbols: np.ndarray, levels: int) -> bytes:
         width = _width(levels)
+        if width == 8:
+            return symbols.tobytes()
         planes = (symbols[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint8)) & 1
         return np.packbits(planes.astype(np.uint8)).tobytes()
 

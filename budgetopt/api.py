@@ -1,0 +1,135 @@
+"""The Python API behind `budgetopt.search`, `resume` and `evaluate`; the command line calls the same functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budgetopt.budget import Budget
+from budgetopt.errors import InputError
+from budgetopt.result import Result
+
+if TYPE_CHECKING:
+    from budgetopt.evaluation import Evaluation
+    from budgetopt.search.run import Report
+
+
+def search(
+    budget: str | int | Budget,
+    dataset: str = "digits",
+    *,
+    objectives: Sequence[str] = (),
+    space: str = "image",
+    protocol: str | None = None,
+    time_limit: float | None = None,
+    trials: int | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    init: str | Path | None = None,
+    data_root: str | Path | None = None,
+    report: Report | None = None,
+    verbose: bool = False,
+) -> Result:
+    """Search the dataset of at most `budget` bytes that trains the best model.
+
+    budget: `"30kb"` = 30,000 bytes, `"240kbit"`, or a number of bytes. dataset: `digits`, a torchvision dataset by
+    name, or a `.npz`. objectives, space, protocol: names of shipped files or paths of your own TOML files. time_limit:
+    seconds of the whole call (default: 285 for small samples, else 3,600). out: run folder (default: a new one under
+    `runs/`); one that holds this very run is gone on with.
+
+    Raises `InputError` for wrong input before anything is written, `BudgetoptError` if no trial gives a file. Call it
+    from the main thread if Ctrl-C is to end it in order.
+    """
+    from budgetopt.report.display import Silent
+    from budgetopt.search import config as configuration
+    from budgetopt.search.folder import RunFolder
+    from budgetopt.search.run import new_run
+
+    config, source = configuration.resolve(
+        budget,
+        dataset,
+        data_root=data_root,
+        objectives=tuple(objectives),
+        space_name=space,
+        protocol_name=protocol,
+        seed=seed,
+        trials=trials,
+        time_limit=time_limit,
+        workers=workers,
+        init=init,
+    )
+    folder = RunFolder(out if out is not None else default_out(source.name, config.budget))
+    return new_run(config, source, folder, report or Silent(), verbose)
+
+
+def resume(
+    run: str | Path,
+    *,
+    time_limit: float | None = None,
+    trials: int | None = None,
+    workers: int | None = None,
+    report: Report | None = None,
+    verbose: bool = False,
+) -> Result:
+    """Go on with the run in folder `run`; a finished one is just read. Raises `InputError` where there is none."""
+    from budgetopt.report.display import Silent
+    from budgetopt.search.folder import RunFolder
+    from budgetopt.search.run import resume_run
+
+    return resume_run(RunFolder.existing(run), report or Silent(), verbose, time_limit, trials, workers)
+
+
+def evaluate(
+    path: str | Path,
+    dataset: str | None = None,
+    *,
+    network: str | None = None,
+    seeds: int | None = None,
+    data_root: str | Path | None = None,
+) -> Evaluation:
+    """Train on the packed file alone, by the protocol inside it, and test on the test split of `dataset`.
+
+    Without `dataset` the file must lie in a run folder. network, seeds: override the protocol. With neither, the seeds
+    follow from the file and the figure repeats the one that a run reported.
+    """
+    import torch
+
+    from budgetopt import data, evaluation
+    from budgetopt import protocol as protocols
+    from budgetopt.errors import unknown_name
+    from budgetopt.networks import NETWORKS
+    from budgetopt.packing import read_file, unpack
+    from budgetopt.search.folder import RunFolder
+
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"cannot read {str(file)!r}: no such file")
+    content = read_file(file)
+    packed = unpack(content)
+    protocol = protocols.from_field(packed.protocol)
+    if network is not None:
+        if network not in NETWORKS:
+            raise unknown_name("network", network, NETWORKS)
+        protocol = protocol.model_copy(update={"network": network})
+    if seeds is not None and not 1 <= seeds <= 1000:
+        raise InputError(f"seeds must be in 1..1000, got {seeds}")
+    run = RunFolder.enclosing(file)
+    if dataset is None:
+        if run is None:
+            raise InputError(f"{str(file)!r} lies in no run folder: name the dataset with --dataset")
+        dataset, data_root = run.dataset()
+    test = data.open_source(dataset, data_root).checked_test(packed.shape, len(packed.counts))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = evaluation.file_seeds(content, seeds or protocol.seeds)
+    found = evaluation.evaluate_file(content, test, protocol, chosen, device, evaluation.default_parallel(device))
+    if run is not None:
+        run.count_test_evaluation(file)
+    return found
+
+
+def default_out(dataset: str, budget: int) -> Path:
+    """`runs/DATASET-BYTES-TIME` in the current folder."""
+    return Path("runs") / f"{Path(dataset).stem}-{budget}B-{time.strftime('%Y%m%d-%H%M%S')}"

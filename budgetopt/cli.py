@@ -1,0 +1,326 @@
+"""The command line: parse, call the API, print. Heavy imports happen inside the commands: `--help` is instant."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from budgetopt.errors import BudgetoptError, InputError, PackedFileError
+
+app = typer.Typer(
+    name="budgetopt",
+    help="Which dataset of at most N bytes trains the best model?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Dataset = Annotated[
+    str, typer.Option(help="`digits`, a torchvision dataset by name, or a .npz with x_train, y_train, …")
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder with torchvision's files (default: a cache folder).", envvar="BUDGETOPT_DATA"),
+]
+Protocol = Annotated[str | None, typer.Option(help="Evaluation protocol: a preset's name or a TOML file.")]
+Seed = Annotated[int, typer.Option(help="One seed explains everything.")]
+Init = Annotated[Path | None, typer.Option(help="Every method starts from this set (.npz with x, y, or .bopt).")]
+TimeLimit = Annotated[str | None, typer.Option(help="Time of the whole command: 90, 90s, 5min, 1h.")]
+Trials = Annotated[int | None, typer.Option(help="Stop after this many trials.")]
+Workers = Annotated[int | None, typer.Option(help="Trials at once (default: one per core, or four per GPU).")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Let Ray and Optuna print.")]
+Run = Annotated[Path, typer.Argument(help="A run folder.")]
+PackedFile = Annotated[Path, typer.Argument(help="A .bopt file.")]
+
+
+@app.command()
+def search(
+    budget: Annotated[str, typer.Option(help="Largest packed file: 30kb = 30,000 bytes, 30KiB, 240kbit, or bytes.")],
+    dataset: Dataset = "digits",
+    objective: Annotated[
+        list[str] | None, typer.Option(help="Name in objectives/ or TOML file; several allowed (default: coreset, dm).")
+    ] = None,
+    space: Annotated[str, typer.Option(help="Name in search_spaces/ or TOML file.")] = "image",
+    protocol: Protocol = None,
+    time_limit: TimeLimit = None,
+    trials: Trials = None,
+    workers: Workers = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder (default: a new one under runs/).")] = None,
+    init: Init = None,
+    data_root: DataRoot = None,
+    verbose: Verbose = False,
+) -> None:
+    """Search the best dataset within a byte budget."""
+    from budgetopt import api
+
+    console = _console()
+    result = api.search(
+        budget,
+        dataset,
+        objectives=tuple(objective or ()),
+        space=space,
+        protocol=protocol,
+        time_limit=seconds(time_limit),
+        trials=trials,
+        workers=workers,
+        seed=seed,
+        out=out,
+        init=init,
+        data_root=data_root,
+        report=_report(console),
+        verbose=verbose,
+    )
+    _print_front(console, result)
+
+
+@app.command()
+def resume(
+    run: Run,
+    time_limit: TimeLimit = None,
+    trials: Trials = None,
+    workers: Workers = None,
+    verbose: Verbose = False,
+) -> None:
+    """Go on with a run after an interruption; no finished trial is lost."""
+    from budgetopt import api
+
+    console = _console()
+    found = api.resume(
+        run,
+        time_limit=seconds(time_limit),
+        trials=trials,
+        workers=workers,
+        report=_report(console),
+        verbose=verbose,
+    )
+    _print_front(console, found)
+
+
+@app.command()
+def front(run: Run) -> None:
+    """Print the Pareto front of a run; of a running one, the front so far on validation."""
+    from budgetopt import result
+    from budgetopt.search.folder import RunFolder
+
+    folder, console = RunFolder.existing(run), _console()
+    if _is_final(folder):
+        return _print_front(console, result.read(folder.path))
+    from budgetopt.report.tables import trials_table
+    from budgetopt.search.progress import Progress
+    from budgetopt.search.study import load, records
+
+    progress = Progress(0.0, 1, ended=records(load(folder.study)))
+    console.print(trials_table(progress.front(), most=1000))
+    console.print("not finished: figures are estimates on validation, from two trainings a file", highlight=False)
+    return None
+
+
+@app.command()
+def pick(
+    run: Run,
+    budget: Annotated[str, typer.Option(help="The largest file wanted.")],
+    out: Annotated[Path | None, typer.Option(help="Where to copy it (default: the current folder).")] = None,
+) -> None:
+    """Copy the best finished file of a run within a budget."""
+    from budgetopt.budget import Budget
+    from budgetopt.picking import best_within
+
+    limit = Budget.parse(budget)
+    source, line = best_within(run, limit)
+    target = out or Path(f"{run.resolve().name}-{limit.bytes}B.bopt")
+    if target.is_dir():
+        target = target / source.name
+    if target.exists():
+        raise InputError(f"{str(target)!r} exists already: name another file with --out")
+    try:
+        target.write_bytes(source.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
+    print(f"budget {limit}\n{target}: {line}")
+
+
+@app.command("eval")
+def evaluate(
+    file: PackedFile,
+    dataset: Annotated[str | None, typer.Option(help="Whose test split (may be left out inside a run folder).")] = None,
+    network: Annotated[str | None, typer.Option(help="Override the protocol's network; several with commas.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Override the number of trainings.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Train on the packed file alone and report test accuracy."""
+    from budgetopt import api
+
+    for name in network.split(",") if network else [None]:
+        found = api.evaluate(file, dataset, network=name, seeds=seeds, data_root=data_root)
+        interval = "" if math.isnan(found.half_width) else f" ± {found.half_width:.2%} (95 %)"
+        print(
+            f"{name + ': ' if name else ''}test accuracy {found.accuracy:.2%}{interval} over {len(found.accuracies)} "
+            f"trainings, ± {found.binomial_half_width:.2%} from {found.samples:,} test samples; "
+            f"{file.stat().st_size:,} bytes",
+            flush=True,
+        )
+
+
+@app.command()
+def inspect(file: PackedFile) -> None:
+    """Show header, allocation, protocol, and where every byte goes."""
+    from budgetopt import inspection
+
+    facts, parts = inspection.describe(inspection.read(file))
+    for what, value in facts:
+        print(f"{what:<18}{value}")
+    print("\nbytes")
+    for name, size in parts:
+        print(f"  {size:>9,}  {name}")
+    print(f"  {sum(size for _, size in parts):>9,}  in all")
+
+
+@app.command()
+def export(
+    file: PackedFile,
+    to: Annotated[str, typer.Option(help="npz or png.")],
+    out: Annotated[Path | None, typer.Option(help="Target file (default: beside the current folder's name).")] = None,
+) -> None:
+    """Write the decoded samples as npz (x, y, mean, std) or png."""
+    from budgetopt import inspection
+
+    content = inspection.export(inspection.read(file), to)
+    target = out or Path(f"{file.stem}.{to}")
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
+    print(f"{target}: {len(content):,} bytes")
+
+
+@app.command()
+def trial(
+    dataset: Dataset = "digits",
+    method: Annotated[str, typer.Option(help="Objective: name in objectives/ or TOML file.")] = "coreset",
+    ipc: Annotated[int, typer.Option(help="Samples a class.")] = 10,
+    levels: Annotated[int, typer.Option(help="Distinct values of a stored number, 2 … 256.")] = 2,
+    quantizer: Annotated[str, typer.Option(help="uniform or apot.")] = "uniform",
+    clipping: Annotated[str | None, typer.Option(help="Of the quantizer (default: its first).")] = None,
+    transform: Annotated[str, typer.Option(help="identity or standardize.")] = "identity",
+    selection: Annotated[str, typer.Option(help="random or herding.")] = "random",
+    budget: Annotated[str | None, typer.Option(help="Make it fit this many bytes.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Override the objective's distillation steps.")] = None,
+    protocol: Protocol = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the packed file here.")] = None,
+    init: Init = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Run one allocation by hand in this process, without Ray and Optuna."""
+    from budgetopt import single
+
+    reports = single.run(
+        dataset=dataset,
+        method=method,
+        allocation=single.allocation(method, selection, ipc, transform, quantizer, levels, clipping),
+        budget=budget,
+        steps=steps,
+        protocol_name=protocol,
+        seed=seed,
+        init=init,
+        data_root=data_root,
+    )
+    last = None
+    for last in reports:
+        accuracies = ", ".join(f"{a:.2%}" for a in last.evaluation.accuracies)
+        loss = "" if math.isnan(last.loss) else f", loss {last.loss:.4g}"
+        full = "full protocol" if last.last else "short training"
+        print(f"step {last.step}: {len(last.data):,} bytes, validation {accuracies} ({full}){loss}", flush=True)
+    if out is not None and last is not None:
+        out.write_bytes(last.data)
+        print(f"{out}: {len(last.data):,} bytes")
+
+
+@app.command()
+def dashboard(
+    run: Run, port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8080
+) -> None:
+    """Optuna Dashboard on the run's study, read-only, also while the search runs."""
+    from budgetopt.report.dashboard import HOST, server
+    from budgetopt.search.folder import RunFolder
+
+    serving = server(RunFolder.existing(run), port)
+    print(f"http://{HOST}:{serving.server_port}/dashboard (Ctrl-C ends it)", flush=True)
+    try:
+        serving.serve_forever()
+    except KeyboardInterrupt:
+        serving.server_close()
+
+
+def seconds(text: str | None) -> float | None:
+    """'90', '90s', '5min', '1h' → seconds."""
+    if text is None:
+        return None
+    units = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
+    number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text.strip()[len(number) :]
+    try:
+        value = float(number) * units[unit]
+    except (ValueError, KeyError):
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(f"cannot read the time {text!r}: write for example 90, 90s, 5min or 1h")
+    return value
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160, highlight=False)
+
+
+def _report(console: Any) -> Any:
+    from budgetopt.report.display import ConsoleReport
+
+    return ConsoleReport(console)
+
+
+def _is_final(folder: Any) -> bool:
+    return folder.front_json.exists() and '"state": "final"' in folder.front_json.read_text(encoding="utf-8")[:200]
+
+
+def _print_front(console: Any, result: Any) -> None:
+    from budgetopt.report.plots import text_plot
+    from budgetopt.report.tables import closing_lines, front_table
+
+    console.print(f"\nPareto front of {result.dataset} within {result.budget} (figures on the test split)")
+    console.print(front_table(result))
+    points = [(p.bytes, p.accuracy) for p in result.front]
+    print("\n".join(text_plot(points, points)))
+    for line in closing_lines(result):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def main() -> NoReturn:
+    """Entry point. Errors made for users end in one line; exit code 2: wrong input, 1: a run that failed, 130: Ctrl-C."""
+    try:
+        app(standalone_mode=False)
+    except (InputError, PackedFileError) as error:
+        _exit(error, 2)
+    except BudgetoptError as error:
+        _exit(error, 130 if type(error).__name__ == "Interrupted" else 1)
+    except KeyboardInterrupt:
+        _exit("interrupted", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: unknown option, missing argument
+            _exit(error.format_message(), 2)
+        raise
+    sys.exit(0)
+
+
+def _exit(error: object, code: int) -> NoReturn:
+    print(f"budgetopt: error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,75 @@
+"""What a packed file says of itself, and its samples in other formats. Needs no torch."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from budgetopt import protocol as protocols
+from budgetopt.errors import InputError
+from budgetopt.packing import PackedSet, read_file, sections, unpack
+from budgetopt.packing.container import FORMAT_VERSION
+
+EXPORTS = ("npz", "png")
+
+
+def read(path: str | Path) -> bytes:
+    """The bytes of the file at `path`; raises `InputError` where it cannot be read."""
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+def describe(data: bytes) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]:
+    """→ ([(what, value)], [(section, bytes)]); the sections add up to the file's length."""
+    packed, parts = unpack(data), sections(data)
+    protocol = protocols.from_field(packed.protocol)
+    counts = packed.counts
+    per_class = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    symbol_bytes = next(size for name, size in parts if name.startswith("symbols"))
+    values = packed.symbols.size
+    augment = ", ".join(f"{k} {v:g}" for k, v in protocol.augment.items()) or "none"
+    facts = [
+        ("format", f"version {FORMAT_VERSION}, {len(data):,} bytes ({8 * len(data):,} bits)"),
+        ("samples", f"{sum(counts):,} of shape {'×'.join(map(str, packed.shape))}"),
+        ("classes", f"{len(counts)}, {per_class} samples each"),
+        ("quantizer", f"{packed.levels.name}, {packed.levels.levels} levels: {_levels(packed)}"),
+        ("transform", packed.inverse.name),
+        ("bits a value", f"{8 * symbol_bytes / values:.3f} coded, {np.log2(packed.levels.levels):.3f} nominal"),
+        ("bytes a sample", f"{len(data) / sum(counts):.1f}"),
+        ("input statistics", f"mean {_list(packed.mean)}, std {_list(packed.std)}"),
+        ("protocol", f"{protocols.name_of(protocol)} ({protocol.hash}): {protocol.network} width {protocol.width}"),
+        ("training", f"{protocol.steps} steps of {protocol.batch}, lr {protocol.lr:g}, {protocol.seeds} seeds"),
+        ("augmentation", augment),
+    ]
+    return facts, parts
+
+
+def export(data: bytes, to: str) -> bytes:
+    """The decoded set as `npz` (x, y in raw units, mean, std) or as a `png` sheet of samples."""
+    packed = unpack(data)
+    if to == "npz":
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, x=packed.decode(), y=packed.labels(), mean=packed.mean, std=packed.std)
+        return buffer.getvalue()
+    if to == "png":
+        from budgetopt.report.picture import sample_sheet
+
+        sheet = sample_sheet(packed)
+        if sheet is None:
+            raise InputError(f"samples of shape {packed.shape} are no pictures: export --to npz")
+        return sheet
+    raise InputError(f"cannot export to {to!r}: known are {', '.join(EXPORTS)}")
+
+
+def _levels(packed: PackedSet) -> str:
+    values = packed.levels.values()
+    shown = [f"{v:.4g}" for v in (values if len(values) <= 8 else [*values[:3], *values[-3:]])]
+    return ", ".join(shown if len(values) <= 8 else [*shown[:3], "…", *shown[3:]])
+
+
+def _list(values: np.ndarray) -> str:
+    return ", ".join(f"{v:.4g}" for v in values)

@@ -1,0 +1,1 @@
+"""What people look at: live display, tables, plots, pictures, dashboard."""

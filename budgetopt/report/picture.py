@@ -1,0 +1,49 @@
+"""Pictures of decoded samples."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from budgetopt.packing import PackedSet
+
+COLUMNS, MAX_ROWS, TARGET_WIDTH = 10, 20, 480  # samples a class, classes, pixels
+
+
+def sample_sheet(packed: PackedSet) -> bytes | None:
+    """PNG: one row per class with its first samples, as a receiver decodes them; feature vectors as grey strips, one
+    line per sample. None for samples that are no pictures (other than 1 or 3 channels)."""
+    from PIL import Image
+
+    shape = packed.shape
+    if len(shape) == 3 and shape[0] not in (1, 3):
+        return None
+    starts = np.concatenate([[0], np.cumsum(packed.counts)[:-1]])
+    if len(shape) == 1:
+        rows = [packed.decode(s, s + min(c, COLUMNS)) for s, c in zip(starts, packed.counts, strict=True)]
+        pixels = np.concatenate(rows[:MAX_ROWS])
+        sheet = _to_bytes(pixels)
+    else:
+        channels, height, width = shape
+        shown = min(len(packed.counts), MAX_ROWS)
+        sheet = np.zeros((shown * (height + 1) + 1, COLUMNS * (width + 1) + 1, channels), np.uint8)
+        first = packed.decode()[: 1 << 16] if packed.symbols.size < 1 << 24 else None
+        low_high = None if first is None else (float(first.min()), float(first.max()))
+        for row in range(shown):
+            stop = starts[row] + min(packed.counts[row], COLUMNS)
+            for column, sample in enumerate(packed.decode(int(starts[row]), int(stop))):
+                tile = _to_bytes(sample, low_high).transpose(1, 2, 0)
+                top, left = 1 + row * (height + 1), 1 + column * (width + 1)
+                sheet[top : top + height, left : left + width] = tile
+        sheet = sheet[..., 0] if channels == 1 else sheet
+    zoom = max(1, round(TARGET_WIDTH / sheet.shape[1]))
+    image = Image.fromarray(sheet).resize((sheet.shape[1] * zoom, sheet.shape[0] * zoom), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _to_bytes(x: np.ndarray, low_high: tuple[float, float] | None = None) -> np.ndarray:
+    low, high = low_high or (float(x.min()), float(x.max()))
+    return np.round(255 * np.clip((x - low) / (high - low or 1.0), 0.0, 1.0)).astype(np.uint8)

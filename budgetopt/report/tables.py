@@ -1,0 +1,96 @@
+"""Rich tables and lines for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from budgetopt.budget import Budget
+from budgetopt.data.dataset import Dataset
+from budgetopt.protocol import Protocol, name_of
+from budgetopt.result import Result
+from budgetopt.search.config import SearchConfig
+from budgetopt.search.study import Record
+
+
+def duration(seconds: float) -> str:
+    whole = round(seconds)
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
+
+
+def protocol_line(protocol: Protocol) -> str:
+    augment = ", ".join(f"{k} {v:g}" for k, v in protocol.augment.items()) or "no augmentation"
+    return (
+        f"{name_of(protocol)} ({protocol.hash}): {protocol.network} width {protocol.width}, {protocol.steps} steps of "
+        f"{protocol.batch}, {augment}, {protocol.seeds} seeds"
+    )
+
+
+def plan_lines(config: SearchConfig, dataset: Dataset, out: str, smallest: int) -> list[tuple[str, str]]:
+    """What a search will do: (what, value) pairs."""
+    spec = dataset.spec
+    limit = f"{config.trials} trials, " if config.trials else ""
+    where = f"{config.workers} on {config.gpus} GPU(s)" if config.gpus else f"{config.workers} (CPU)"
+    sizes = f"{len(dataset.train):,} train / {len(dataset.val):,} validation"
+    return [
+        ("budget", f"{Budget(config.budget)}, smallest possible file {smallest:,} bytes"),
+        ("dataset", f"{spec.name}: {sizes}, {spec.classes} classes, samples {'×'.join(map(str, spec.shape))}"),
+        ("protocol", protocol_line(config.protocol)),
+        ("objectives", ", ".join(config.objectives)),
+        ("search space", config.space_name + (f", starting from {config.init}" if config.init else "")),
+        ("workers", where),
+        ("limit", f"{limit}{duration(config.time_limit or 0)} in all, seed {config.seed}"),
+        ("results", out),
+    ]
+
+
+def plan_table(lines: Sequence[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for what, value in lines:
+        table.add_row(f"[bold]{what}[/bold]", value)
+    return table
+
+
+def trials_table(front: Sequence[Record], most: int) -> Table:
+    """The current front of a running search, largest files first where there are more than `most`."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name, justify in (("bytes", "right"), ("validation", "right"), ("allocation", "left")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for record in front[-most:]:
+        table.add_row(f"{record.bytes:,}", f"{record.accuracy:.1%}", str(record.allocation))
+    return table
+
+
+def front_table(result: Result) -> Table:
+    """The final front with intervals, then the reference lines."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    columns = (("bytes", "right"), ("test accuracy", "right"), ("validation", "right"), ("allocation", "left"))
+    for name, justify in (("", "left"), *columns):
+        table.add_column(name, justify=justify, no_wrap=name != "allocation")  # type: ignore[arg-type]
+    for p in result.front:
+        half = (p.interval[1] - p.interval[0]) / 2
+        note = "  (dominated on test)" if p.dominated_on_test else ""
+        mark = "best" if p == result.best else ""
+        figures = (f"{p.accuracy:.1%} ± {half:.1%}", f"{p.validation:.1%}")
+        table.add_row(mark, f"{p.bytes:,}", *figures, f"{p.allocation}{note}")
+    for name, reference in result.references.items():
+        size = f"{reference['bytes']:,}" if reference["bytes"] else "n/a"
+        accuracy = "as all data"
+        if "accuracy" in reference:
+            accuracy = f"{reference['accuracy']:.1%} ± {reference['half_width']:.1%}"
+        table.add_row("", size, accuracy, "", name, style="dim")
+    return table
+
+
+def closing_lines(result: Result) -> list[str]:
+    binomial = result.best.binomial
+    return [
+        f"intervals: 95 %, over trainings on one file; the finite test split adds ± {binomial:.1%} at best.bopt",
+        f"test evaluations in this run: {result.test_evaluations}; hypervolume {result.hypervolume:.3f} (validation)",
+        f"best dataset: {result.folder / 'best.bopt'} ({result.best.bytes:,} bytes of {result.budget.bytes:,})",
+    ]

@@ -1,0 +1,1 @@
+"""The search: an Optuna study as the only record, our own Ray Tune searcher and scheduler."""

@@ -1,0 +1,125 @@
+"""The resolved configuration of a run: all that decides its result, with the contents of every TOML file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from budgetopt import data, declarative, objective, protocol, space
+from budgetopt.budget import Budget
+from budgetopt.errors import InputError
+from budgetopt.objective import Objective
+from budgetopt.protocol import Protocol
+from budgetopt.space import SearchSpace
+
+BASELINE = "coreset"  # in every search, whatever objectives are named
+DEFAULT_OBJECTIVES = ("coreset", "dm")
+SMALL_SAMPLE = 256  # values; searches on larger samples get an hour by default
+DEFAULT_TIME, DEFAULT_TIME_LARGE = 285.0, 3600.0  # seconds
+
+
+class SearchConfig(declarative.Strict):
+    """Everything a run needs. `identity` ignores what may change on resume: limits and workers."""
+
+    dataset: str
+    data_root: str | None = None
+    budget: Annotated[int, Field(ge=1)]  # bytes
+    objectives: dict[str, Annotated[Objective, Field(discriminator="method")]]
+    space_name: str
+    space: SearchSpace
+    protocol: Protocol
+    seed: Annotated[int, Field(ge=0)] = 0
+    trials: Annotated[int, Field(ge=1)] | None = None
+    time_limit: Annotated[float, Field(gt=0)] | None = None  # seconds, of the whole command
+    workers: Annotated[int, Field(ge=1)]
+    gpus: Annotated[int, Field(ge=0)] = 0
+    init: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """Hash of what decides the result of a trial: two runs with the same identity are the same run."""
+        table = self.model_dump(exclude={"trials", "time_limit", "workers", "gpus", "data_root"})
+        return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+    def with_time_limit(self, values: int) -> SearchConfig:
+        """The time limit resolved for samples of `values` values, where none was given."""
+        default = DEFAULT_TIME if values <= SMALL_SAMPLE else DEFAULT_TIME_LARGE
+        return self.model_copy(update={"time_limit": self.time_limit or default})
+
+    @classmethod
+    def load(cls, path: Path) -> SearchConfig:
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{str(path.parent)!r} is not a run folder: it has no {path.name}") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {str(path)!r}: {error}") from None
+        return declarative.validate(table, str(path), cls)
+
+
+def resolve(
+    budget: str | int | Budget,
+    dataset: str = "digits",
+    *,
+    data_root: str | Path | None = None,
+    objectives: tuple[str, ...] | list[str] = (),
+    space_name: str = "image",
+    protocol_name: str | None = None,
+    seed: int = 0,
+    trials: int | None = None,
+    time_limit: float | None = None,
+    workers: int | None = None,
+    init: str | Path | None = None,
+) -> tuple[SearchConfig, data.Source]:
+    """Turn names into contents, and check them all before anything is written. Raises `InputError`."""
+    size = Budget.parse(budget).bytes
+    for name, value in (("trials", trials), ("workers", workers), ("time limit", time_limit)):
+        if value is not None and value <= 0:
+            raise InputError(f"the {name} must be positive, got {value}")
+    if seed < 0:
+        raise InputError(f"the seed must not be negative, got {seed}")
+    source = data.open_source(dataset, data_root)
+    named: dict[str, Any] = dict(objective.resolve(name) for name in objectives or DEFAULT_OBJECTIVES)
+    if not any(o.method == "coreset" and o.steps == 0 for o in named.values()):
+        free = BASELINE if BASELINE not in named else f"{BASELINE}-unrefined"
+        named = {free: objective.zero_step_coreset(), **named}
+    gpus = gpu_count()
+    path = Path(dataset).resolve() if dataset.endswith(".npz") else dataset
+    config = SearchConfig(
+        dataset=str(path),
+        data_root=None if data_root is None else str(Path(data_root).resolve()),
+        budget=size,
+        objectives=named,
+        space_name=space_name,
+        space=space.resolve(space_name),
+        protocol=protocol.resolve(protocol_name or source.protocol),
+        seed=seed,
+        trials=trials,
+        time_limit=time_limit,
+        workers=workers or default_workers(gpus),
+        gpus=gpus,
+        init=None if init is None else str(Path(init).resolve()),
+    )
+    return config, source
+
+
+def gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def default_workers(gpus: int) -> int:
+    """One per CPU core; with GPUs four per GPU (small networks leave most of a GPU idle), at most one per core."""
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(gpus, min(4 * gpus, cores)) if gpus else cores

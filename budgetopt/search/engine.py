@@ -1,0 +1,222 @@
+"""Ray: started quietly and closed completely; trials through Tune, trainings of the final phase as tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: a flag that the stopper reads
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@contextmanager
+def ray_session(workers: int, gpus: int, verbose: bool) -> Iterator[Path]:
+    """A private Ray on this machine, closed and its folder removed at the end; → that folder. A Ray that the caller has
+    already started is used, and left running."""
+    for name, value in _QUIET.items():
+        if not verbose:
+            os.environ.setdefault(name, value)
+    folder = Path(tempfile.mkdtemp(prefix="bo-"))  # short: socket paths inside it are limited to 107 bytes
+    started = False
+    try:
+        # Ray listens on all interfaces: nobody else may use this one. It reads the mode when it is first imported.
+        if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(
+                num_cpus=workers,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.CRITICAL,
+                configure_logging=verbose,
+                object_store_memory=512 * 1024**2,
+                _temp_dir=str(folder),
+            )
+            started = True
+        if not verbose:
+            for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield folder
+    finally:
+        if started:
+            import ray
+
+            ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_trials(
+    context: Any,
+    searcher: Any,
+    scheduler: Any,
+    out: Path,
+    workers: int,
+    gpus: int,
+    stop: Callable[[], bool],
+    scratch: Path,
+    verbose: bool,
+) -> None:
+    """Run trials until the searcher has no more or `stop()` is true. What is running then is abandoned."""
+    from ray import tune
+
+    class Stop(tune.Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return stop()
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
+
+    resources = {"cpu": 1, "gpu": gpus / workers} if gpus else {"cpu": 1}
+    trainable = tune.with_parameters(_trial_in_worker, context=context, out=str(out), share=resources.get("gpu", 0))
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=workers,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="trials", storage_path=str(scratch / "tune"), stop=Stop(), verbose=2 if verbose else 0
+        ),
+    )
+    tuner.fit()
+
+
+def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: float) -> None:
+    """Runs in a Ray worker: reports every rung, or why it cannot. Files are written before they are reported."""
+    import torch
+    from ray import tune
+
+    from budgetopt import trial
+    from budgetopt.allocation import Allocation
+    from budgetopt.errors import OverBudget
+
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    allocation = Allocation.from_dict(config["allocation"])
+    device = _device(share)
+    started = time.monotonic()
+    reports = trial.run(context, allocation, device)
+    while True:
+        try:
+            report = next(reports, None)
+            if report is None:
+                return
+            result: dict[str, Any] = {
+                "rung": report.rung,
+                "last": report.last,
+                "step": report.step,
+                "key": allocation.key,
+                "bytes": len(report.data),
+                "accuracy": report.evaluation.accuracy,
+                "accuracies": list(report.evaluation.accuracies),
+                "error": report.evaluation.standard_error,
+                "loss": None if report.loss != report.loss else report.loss,
+                "seconds": time.monotonic() - started,
+                "training_seconds": report.training_seconds,
+            }
+            if report.last:
+                result |= _write(Path(out), f"{config['number']:05d}-{allocation.key}", report.data)
+        except OverBudget as error:
+            result = {"over_budget": str(error), "last": True}
+        except Exception as error:  # any failure of one trial is recorded, and the search goes on
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            last_line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+            result = {"failure": last_line[:500], "last": True}
+        tune.report(result)  # raises SystemExit where the scheduler stops the trial
+        if "rung" not in result:
+            return
+
+
+def _write(out: Path, name: str, data: bytes) -> dict[str, str]:
+    from budgetopt.packing import unpack
+    from budgetopt.report.picture import sample_sheet
+    from budgetopt.search.folder import write_atomically
+
+    write_atomically(out / "trials" / f"{name}.bopt", data)
+    written = {"file": f"trials/{name}.bopt"}
+    sheet = sample_sheet(unpack(data))
+    if sheet is not None:
+        write_atomically(out / "trials" / f"{name}.png", sheet)
+        written["picture"] = str(out / "trials" / f"{name}.png")
+    return written
+
+
+def _device(share: float) -> Any:
+    """The GPU that Ray gave to this trial, never another one, and only its share of the memory."""
+    import torch
+
+    if not share or not torch.cuda.is_available():
+        torch.set_num_threads(1)
+        return torch.device("cpu")
+    device = torch.device("cuda", 0)  # Ray hides the others
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+    return device
+
+
+def evaluate_many(
+    jobs: Sequence[tuple[Any, int]],
+    test: Any,
+    protocol: Any,
+    workers: int,
+    gpus: int,
+    done: Callable[[int, float], None],
+    stop: Callable[[], bool],
+) -> None:
+    """Train and test every (training set or file, seed); `done(position, accuracy)` in order of completion.
+    Returns early where `stop()` turns true. Raises what a training raised."""
+    import ray
+
+    @ray.remote(num_cpus=1, num_gpus=gpus / workers if gpus else 0, max_retries=2)
+    def train(subject: Any, seed: int, test: Any, protocol: Any, share: float) -> float:
+        from budgetopt.evaluation import TrainingSet, train_and_test
+        from budgetopt.packing import unpack
+
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        subject = TrainingSet.of(unpack(subject)) if isinstance(subject, bytes) else subject
+        return train_and_test(subject, test, protocol, seed, _device(share))
+
+    shared_test = ray.put(test)
+    references: dict[int, Any] = {}  # one object for each subject, however many seeds
+    for subject, _ in jobs:
+        if id(subject) not in references:
+            references[id(subject)] = ray.put(subject)
+    share = gpus / workers if gpus else 0
+    pending = {
+        train.remote(references[id(subject)], seed, shared_test, protocol, share): i
+        for i, (subject, seed) in enumerate(jobs)
+    }
+    while pending:
+        ready, _ = ray.wait(list(pending), timeout=0.5)
+        for reference in ready:
+            done(pending.pop(reference), ray.get(reference))
+        if stop():
+            for reference in pending:
+                ray.cancel(reference, force=True)
+            return

@@ -1,0 +1,246 @@
+"""The end of a run: candidates retrained, the front fixed on validation, and only then the test split loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+
+from budgetopt import seeding
+from budgetopt.data.dataset import Dataset, Split
+from budgetopt.errors import BudgetoptError
+from budgetopt.evaluation import Evaluation, TrainingSet, file_seeds
+from budgetopt.front import best, hypervolume, near_front, non_dominated
+from budgetopt.packing import Identity, PackedSet, UniformLevels, pack, unpack
+from budgetopt.protocol import name_of, to_field
+from budgetopt.search import engine
+from budgetopt.search.config import SearchConfig
+from budgetopt.search.folder import RunFolder, write_atomically
+from budgetopt.search.progress import Observer, Progress
+from budgetopt.search.study import Record
+
+MOST_CANDIDATES = 16
+ALL_DATA = "all data"
+
+
+class Interrupted(BudgetoptError):
+    """Ctrl-C: what is finished is kept, the run can be resumed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Final:
+    """Everything the final phase works on."""
+
+    config: SearchConfig
+    folder: RunFolder
+    study: optuna.Study
+    dataset: Dataset
+    progress: Progress
+    observer: Observer
+    interrupted: Callable[[], bool]
+
+    def trainings(self, subjects: dict[str, tuple[Any, list[int]]], test: Split, part: str) -> dict[str, Evaluation]:
+        """Accuracies of {name: (file or training set, seeds)} on `test`. Every finished training is in the study at
+        once (`final/PART/NAME/SEED`), so that none is repeated after an interruption."""
+        known = self.study.user_attrs
+        keys = {(name, seed): f"final/{part}/{name}/{seed}" for name, (_, seeds) in subjects.items() for seed in seeds}
+        missing = [(name, seed) for (name, seed), key in keys.items() if key not in known]
+        self.progress.final_done, self.progress.final_total = len(keys) - len(missing), len(keys)
+
+        def done(position: int, accuracy: float) -> None:
+            self.study.set_user_attr(keys[missing[position]], accuracy)
+            self.progress.final_done += 1
+
+        jobs = [(subjects[name][0], seed) for name, seed in missing]
+        config = self.config
+        engine.evaluate_many(jobs, test, config.protocol, config.workers, config.gpus, done, self.interrupted)
+        if self.interrupted():
+            raise Interrupted(f"interrupted: go on with 'budgetopt resume {self.folder}'")
+        known = self.study.user_attrs
+        return {
+            name: Evaluation(tuple(known[keys[name, seed]] for seed in seeds), len(test))
+            for name, (_, seeds) in subjects.items()
+        }
+
+
+def finish(final: Final) -> None:
+    """Fix the front, test its members, write `front.json`. Raises `BudgetoptError` where no trial gave a file."""
+    folder, progress = final.folder, final.progress
+    finished = [r for r in progress.complete() if r.file and (folder.path / r.file).is_file()]
+    if not finished:
+        raise BudgetoptError(_why_none(progress))
+    table = _read_fixed(final)
+    if table is None:
+        table = _fix(final, finished)
+    _test(final, table)
+
+
+def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
+    """Retrain the candidates on validation with fresh seeds; only those figures decide. Writes the fixed front."""
+    config, progress, seeds = final.config, final.progress, final.config.protocol.seeds
+    affordable = MOST_CANDIDATES
+    while affordable > 2 and progress.final_seconds(affordable, seeds) > max(
+        progress.remaining, 0.3 * progress.time_limit
+    ):
+        affordable -= 1
+    chosen = near_front(
+        np.array([r.bytes for r in finished]),
+        np.array([r.accuracy for r in finished]),
+        np.array([r.error for r in finished]),
+        affordable,
+    )
+    candidates = [finished[i] for i in chosen]
+    progress.phase = "retraining candidates on validation"
+    final.observer.message(f"search ended: {len(candidates)} candidates retrained on validation with fresh seeds")
+    data = {r.file: (final.folder.path / r.file).read_bytes() for r in candidates if r.file}
+    subjects = {
+        str(r.file): (data[r.file], [seeding.derive("front", config.seed, r.file, i) for i in range(seeds)])
+        for r in candidates
+        if r.file
+    }
+    figures = final.trainings(subjects, final.dataset.val, "validation")
+    sizes = np.array([len(data[name]) for name in figures])
+    accuracies = np.array([e.accuracy for e in figures.values()])
+    names = list(figures)
+    members = sorted(np.flatnonzero(non_dominated(sizes, accuracies)), key=lambda i: sizes[i])
+    by_file = {r.file: r for r in candidates}
+    folder = final.folder
+    folder.front.mkdir(exist_ok=True)
+    table: dict[str, Any] = {
+        "state": "fixed on validation",
+        "budget": config.budget,
+        "dataset": config.dataset,
+        "protocol": name_of(config.protocol),
+        "protocol_hash": config.protocol.hash,
+        "split_hash": final.dataset.spec.split_hash,
+        "seed": config.seed,
+        "candidates": len(candidates),
+        "hypervolume": _hypervolume(final, sizes[members], accuracies[members]),
+        "best": best(sizes[members], accuracies[members]),
+        "members": [],
+        "references": {},
+        "test_evaluations": 0,
+    }
+    for rank, i in enumerate(members):
+        record = by_file[names[i]]
+        assert record.allocation is not None
+        target = folder.front / f"{rank:02d}-{sizes[i]}B.bopt"
+        write_atomically(target, data[names[i]])
+        table["members"].append(
+            {
+                "file": f"front/{target.name}",
+                "bytes": int(sizes[i]),
+                "trial": record.number,
+                "allocation": record.allocation.to_dict(),
+                "validation": _figure(figures[names[i]]),
+                "test": None,
+            }
+        )
+    best_file = folder.path / table["members"][table["best"]]["file"]
+    write_atomically(folder.best, best_file.read_bytes())
+    _write(final, table)
+    return table
+
+
+def _test(final: Final, table: dict[str, Any]) -> None:
+    """The one look at the test split. Members stay as they are; those dominated on test are marked as such."""
+    config, spec = final.config, final.dataset.spec
+    final.progress.phase = "evaluating the front on the test split"
+    final.observer.message(f"front of {len(table['members'])} fixed on validation; now the test split, once")
+    test = final.dataset.load_test()
+    train = final.dataset.train
+    seeds = config.protocol.seeds
+    subjects: dict[str, tuple[Any, list[int]]] = {}
+    for member in table["members"]:
+        data = (final.folder.path / member["file"]).read_bytes()
+        subjects[member["file"]] = (data, file_seeds(data, seeds))
+    everything = TrainingSet(train.x, train.y, spec.classes, spec.mean, spec.std)
+    subjects[ALL_DATA] = (everything, [seeding.derive(ALL_DATA, config.seed, i) for i in range(seeds)])
+    figures = final.trainings(subjects, test, "test")
+    reference = figures.pop(ALL_DATA)
+    sizes = np.array([m["bytes"] for m in table["members"]])
+    accuracies = np.array([figures[m["file"]].accuracy for m in table["members"]])
+    on_front = non_dominated(sizes, accuracies)
+    for member, kept in zip(table["members"], on_front, strict=True):
+        evaluation = figures[member["file"]]
+        member["test"] = _figure(evaluation) | {
+            "binomial_half_width": evaluation.binomial_half_width,
+            "dominated": not bool(kept),
+        }
+    table["references"] = {
+        ALL_DATA: _figure(reference) | {"bytes": int(train.x.nbytes + len(train)), "samples": len(train)},
+        "whole training set, losslessly coded": {"bytes": lossless_bytes(final.dataset, config)},
+    }
+    table["test_evaluations"] = len(figures) + 1
+    table["state"] = "final"
+    _write(final, table)
+
+
+def lossless_bytes(dataset: Dataset, config: SearchConfig) -> int | None:
+    """Length of the file that holds the whole train part exactly: training on it *is* training on all data. None where
+    values are not up to 256 whole numbers, which no quantizer of the package holds."""
+    x = dataset.train.x
+    low, high = float(x.min()), float(x.max())
+    levels = int(high - low) + 1
+    if levels > 256 or not (x.dtype == np.uint8 or np.array_equal(x, np.round(x))):
+        return None
+    order = np.argsort(dataset.train.y, kind="stable")
+    packed = PackedSet(
+        symbols=(x[order] - np.asarray(low, x.dtype)).astype(np.uint8),
+        counts=dataset.spec.class_counts,
+        levels=UniformLevels(max(2, levels), int(low), 1, 0),
+        inverse=Identity(),
+        mean=dataset.spec.mean,
+        std=dataset.spec.std,
+        protocol=to_field(config.protocol),
+    )
+    data = pack(packed)
+    if not np.array_equal(unpack(data).decode(0, 1000), x[order[:1000]].astype(np.float32)):
+        raise AssertionError("the lossless reference is not lossless")
+    return len(data)
+
+
+def _hypervolume(final: Final, sizes: np.ndarray, accuracies: np.ndarray) -> float:
+    smallest = final.study.user_attrs["smallest_bytes"]
+    if smallest >= final.config.budget:
+        return 0.0
+    chance = 1.0 / final.dataset.spec.classes
+    return hypervolume(sizes, accuracies, smallest, final.config.budget, chance)
+
+
+def _figure(evaluation: Evaluation) -> dict[str, Any]:
+    half = evaluation.half_width
+    return {
+        "accuracy": evaluation.accuracy,
+        "half_width": None if math.isnan(half) else half,
+        "accuracies": list(evaluation.accuracies),
+        "samples": evaluation.samples,
+    }
+
+
+def _write(final: Final, table: dict[str, Any]) -> None:
+    write_atomically(final.folder.front_json, (json.dumps(table, indent=2) + "\n").encode())
+
+
+def _read_fixed(final: Final) -> dict[str, Any] | None:
+    """The front that an interrupted run had already fixed: it is never fixed a second time."""
+    if not final.folder.front_json.exists():
+        return None
+    return json.loads(final.folder.front_json.read_text(encoding="utf-8"))
+
+
+def _why_none(progress: Progress) -> str:
+    failed = [r for r in progress.ended if r.state == "failed"]
+    if failed and len(failed) == len([r for r in progress.ended if r.state not in ("skipped", "interrupted")]):
+        return f"all {len(failed)} trials failed; the last one: {failed[-1].message}"
+    if progress.counts["infeasible"]:
+        return "no trial could be made to fit the budget: raise it, or lower ipc and levels in the search space"
+    return (
+        f"no trial finished within {progress.time_limit:.0f} s (one training takes about "
+        f"{progress.training_time():.0f} s): raise --time-limit and resume"
+    )

@@ -1,0 +1,109 @@
+"""The run folder: where things lie, and one driver at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from budgetopt.errors import InputError
+from budgetopt.search.config import SearchConfig
+
+
+class RunFolder:
+    """Paths inside a run folder. Nothing is written by the constructor."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.study = self.path / "config.json", self.path / "study.db"
+        self.versions = self.path / "versions.json"
+        self.trials, self.artifacts, self.front = self.path / "trials", self.path / "artifacts", self.path / "front"
+        self.front_json, self.front_csv = self.path / "front.json", self.path / "front.csv"
+        self.front_png, self.best_png = self.path / "front.png", self.path / "best.png"
+        self.best = self.path / "best.bopt"
+        self.test_evaluations = self.path / "test_evaluations.jsonl"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def existing(cls, path: str | Path) -> RunFolder:
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise InputError(f"no run folder at {str(path)!r}")
+        return folder
+
+    def prepare(self, config: SearchConfig) -> bool:
+        """Check the folder for a new run; → True if it already holds this very run, which then goes on.
+
+        Raises `InputError` for a folder that holds a different run or other files; writes nothing.
+        """
+        if not self.path.exists():
+            return False
+        if not self.path.is_dir():
+            raise InputError(f"--out {str(self)!r} is not a folder")
+        if not any(self.path.iterdir()):
+            return False
+        if not self.config.exists():
+            raise InputError(f"--out {str(self)!r} is not empty and holds no run: choose another folder")
+        held = SearchConfig.load(self.config)
+        if held.identity != config.identity:
+            raise InputError(
+                f"--out {str(self)!r} holds a different run ({held.dataset}, {held.budget:,} bytes, seed {held.seed}): "
+                f"choose another folder, or go on with it by 'budgetopt resume {self}'"
+            )
+        return True
+
+    def create(self, config: SearchConfig, versions: dict[str, Any]) -> None:
+        for folder in (self.path, self.trials, self.artifacts):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.versions, (json.dumps(versions, indent=2) + "\n").encode())
+        write_atomically(self.config, (config.model_dump_json(indent=2) + "\n").encode())
+
+    @classmethod
+    def enclosing(cls, file: Path) -> RunFolder | None:
+        """The run folder that `file` lies in, at any depth."""
+        for parent in file.resolve().parents:
+            if (parent / "config.json").is_file() and (parent / "study.db").is_file():
+                return cls(parent)
+        return None
+
+    def dataset(self) -> tuple[str, str | None]:
+        """(dataset, data root) of the run."""
+        try:
+            table = json.loads(self.config.read_text(encoding="utf-8"))
+            return table["dataset"], table.get("data_root")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"cannot read {str(self.config)!r}: {error}") from None
+
+    def count_test_evaluation(self, file: Path) -> None:
+        """Looks at the test split after the end of the run are counted too."""
+        with open(self.test_evaluations, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"file": file.name}) + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process drives a run; the lock dies with it."""
+        descriptor = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"another process is driving the run {str(self)!r}: wait for it or stop it") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside and rename: a reader, or a crash, sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)

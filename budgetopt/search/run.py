@@ -1,0 +1,301 @@
+"""A whole run: prepare, search, finish. `search` starts one, `resume` goes on with one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Protocol as Interface
+
+import optuna
+import platformdirs
+import torch
+
+from budgetopt import data, initial, result
+from budgetopt.budget import Budget
+from budgetopt.data.dataset import Dataset
+from budgetopt.errors import InputError
+from budgetopt.methods import target_bank
+from budgetopt.methods.base import TrainingData
+from budgetopt.methods.selection import Selector
+from budgetopt.objective import DistributionMatchingObjective
+from budgetopt.report import files
+from budgetopt.search import engine
+from budgetopt.search import study as studies
+from budgetopt.search.config import SearchConfig
+from budgetopt.search.finish import MOST_CANDIDATES, Final, Interrupted, finish
+from budgetopt.search.folder import RunFolder
+from budgetopt.search.progress import Observer, Progress
+from budgetopt.trial import TrialContext, initial_bytes
+
+PACKAGES = ("budgetopt", "torch", "numpy", "optuna", "ray", "constriction", "moocore", "scikit-learn")
+
+
+class Report(Interface):
+    """How a run speaks: told the plan once, then handed the progress to watch."""
+
+    def plan(self, config: SearchConfig, dataset: Dataset, out: RunFolder, smallest: int) -> None: ...
+
+    def watch(self, progress: Progress) -> Observer: ...
+
+
+def new_run(config: SearchConfig, source: data.Source, out: RunFolder, report: Report, verbose: bool) -> result.Result:
+    """Run `config` into `out`, or go on where `out` already holds this very run."""
+    _quiet_optuna(verbose)
+    if out.prepare(config):
+        return resume_run(out, report, verbose, config.time_limit, config.trials, config.workers)
+    dataset, context, selector = _prepare(config, source)
+    smallest = smallest_file(config, context, selector)
+    config = config.with_time_limit(dataset.spec.values)
+    report.plan(config, dataset, out, smallest)
+    out.create(config, versions())
+    with out.locked():
+        study = studies.create(out.study)
+        study.set_user_attr("smallest_bytes", smallest)
+        study.set_user_attr("config", config.model_dump(mode="json"))
+        return _drive(config, dataset, context, selector, study, out, report, verbose)
+
+
+def resume_run(
+    out: RunFolder,
+    report: Report,
+    verbose: bool,
+    time_limit: float | None = None,
+    trials: int | None = None,
+    workers: int | None = None,
+) -> result.Result:
+    """Go on with a run after anything: no finished trial is lost, interrupted ones start again once.
+
+    Without a new `time_limit` the run has what was left of its own.
+    """
+    _quiet_optuna(verbose)
+    config = SearchConfig.load(out.config)
+    updates = {"time_limit": time_limit, "trials": trials, "workers": workers}
+    config = config.model_copy(update={k: v for k, v in updates.items() if v is not None})
+    with out.locked():
+        study = studies.load(out.study)
+        if out.front_json.exists():
+            try:
+                return result.read(out.path)
+            except InputError:
+                pass  # fixed but not tested yet: only the final phase is left
+        source = data.open_source(config.dataset, config.data_root)
+        dataset, context, selector = _prepare(config, source)
+        if study.user_attrs.get("split_hash", dataset.spec.split_hash) != dataset.spec.split_hash:
+            raise InputError(f"{config.dataset} is not the dataset that the run {str(out)!r} was started with")
+        if "smallest_bytes" not in study.user_attrs:
+            study.set_user_attr("smallest_bytes", smallest_file(config, context, selector))
+        for again in studies.release_stale(study):
+            study.enqueue_trial(again["params"], user_attrs={"restart_of": again["number"]}, skip_if_exists=False)
+        config = config.with_time_limit(dataset.spec.values)
+        report.plan(config, dataset, out, study.user_attrs["smallest_bytes"])
+        earlier = 0.0 if time_limit else float(study.user_attrs.get("seconds", 0.0))
+        return _drive(config, dataset, context, selector, study, out, report, verbose, earlier)
+
+
+def _prepare(config: SearchConfig, source: data.Source) -> tuple[Dataset, TrialContext, Selector]:
+    dataset = Dataset.prepare(source, config.seed)
+    init = None if config.init is None else initial.read(config.init, dataset.spec)
+    context = TrialContext(
+        train=dataset.train,
+        val=dataset.val,
+        spec=dataset.spec,
+        protocol=config.protocol,
+        objectives=config.objectives,
+        budget=config.budget,
+        seed=config.seed,
+        init=init,
+    )
+    return dataset, context, Selector(dataset.train, dataset.spec)
+
+
+def smallest_file(config: SearchConfig, context: TrialContext, selector: Selector) -> int:
+    """Bytes of the smallest file of the search space; raises `InputError` where the budget is below it."""
+    name = next(iter(config.objectives))
+    smallest = min(initial_bytes(context, a, selector) for a in config.space.smallest(name))
+    if smallest > config.budget:
+        raise InputError(
+            f"the budget of {Budget(config.budget)} is too small for {config.dataset}: the smallest file of the search "
+            f"space, {config.space.ipc.min} sample(s) a class at the fewest levels, takes {smallest} bytes"
+        )
+    return smallest
+
+
+def largest_ipc(config: SearchConfig, context: TrialContext, selector: Selector, budget: int) -> int:
+    """The most samples a class whose coreset at the fewest levels takes at most `budget` bytes (bisection)."""
+    name = next(iter(config.objectives))
+    fewest = config.space.smallest(name)[0]
+    counts = context.spec.class_counts if context.init is None else context.init.counts
+    low, high = config.space.ipc.min, max(config.space.ipc.min, min(config.space.ipc.max, max(counts)))
+    while low < high:
+        middle = (low + high + 1) // 2
+        allocation = type(fewest).from_dict({**fewest.to_dict(), "ipc": middle})
+        if initial_bytes(context, allocation, selector) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What the search works on."""
+
+    config: SearchConfig
+    dataset: Dataset
+    context: TrialContext
+    selector: Selector
+    study: optuna.Study
+    out: RunFolder
+    progress: Progress
+    observer: Observer
+    interrupted: Callable[[], bool]
+
+
+def _drive(
+    config: SearchConfig,
+    dataset: Dataset,
+    context: TrialContext,
+    selector: Selector,
+    study: optuna.Study,
+    out: RunFolder,
+    report: Report,
+    verbose: bool,
+    earlier: float = 0.0,
+) -> result.Result:
+    torch.set_num_threads(1)  # the workers have the cores; asking the sampler is faster on one thread too
+    study.set_user_attr("split_hash", dataset.spec.split_hash)
+    assert config.time_limit is not None
+    progress = Progress(config.time_limit, config.workers, earlier)
+    progress.ended = [r for r in studies.records(study) if r.state not in ("running", "waiting")]
+    observer = report.watch(progress)
+    try:
+        with _interruptible() as interrupted, engine.ray_session(config.workers, config.gpus, verbose) as scratch:
+            run = _Run(config, dataset, context, selector, study, out, progress, observer, interrupted)
+            if not out.front_json.exists():
+                _search(run, scratch, verbose)
+            if interrupted():
+                raise Interrupted(f"interrupted: go on with 'budgetopt resume {out}'")
+            finish(Final(config, out, study, dataset, progress, observer, interrupted))
+            progress.phase = "closing"
+    finally:
+        observer.close()
+    found = result.read(out.path)
+    files.write_reports(found, progress.ended)
+    return found
+
+
+def _search(run: _Run, scratch: Path, verbose: bool) -> None:
+    """Trials until the limit on them, the time left after the final phase, or the end of the space."""
+    # Ray reads its environment when it is imported: not before `ray_session` has set it
+    from budgetopt.search.halving import FrontHalving
+    from budgetopt.search.searcher import StudySearcher
+
+    config, progress = run.config, run.progress
+    progress.phase = "preparing targets"
+    context = with_banks(run)
+    most_ipc = largest_ipc(config, context, run.selector, config.budget)
+    if not run.study.get_trials(deepcopy=False):
+        enqueue_design(run, most_ipc)
+    progress.phase = "searching"
+    searcher = StudySearcher(
+        run.study, config.space, context, run.selector, most_ipc, config.trials, progress, run.observer
+    )
+
+    def stop() -> bool:
+        candidates = min(MOST_CANDIDATES, max(2, len(progress.complete())))
+        reserve = min(progress.final_seconds(candidates, config.protocol.seeds), 0.5 * progress.time_limit)
+        searcher.closing = run.interrupted() or progress.elapsed + reserve > progress.time_limit
+        return searcher.closing
+
+    scheduler = FrontHalving(studies.records(run.study))
+    while not stop():
+        before = len(progress.ended)
+        engine.run_trials(
+            context, searcher, scheduler, run.out.path.resolve(), config.workers, config.gpus, stop, scratch, verbose
+        )
+        searcher.abandon_running()
+        done = config.trials is not None and searcher.count >= config.trials
+        if done or searcher.exhausted or len(progress.ended) == before:
+            break  # else: Tune itself ended early, say after a worker was killed for memory; go on
+
+
+def with_banks(run: _Run) -> TrialContext:
+    """The context with the target bank of every objective that shares one; from the cache, or made now."""
+    config, progress = run.config, run.progress
+    material = TrainingData(run.dataset.train, run.dataset.spec, config.protocol, torch.device(config.device))
+    banks = {}
+
+    def told(done: int, total: int) -> None:
+        progress.final_done, progress.final_total = done, total
+        if run.interrupted():
+            raise Interrupted(f"interrupted: go on with 'budgetopt resume {run.out}'")
+
+    for name, objective in config.objectives.items():
+        if isinstance(objective, DistributionMatchingObjective) and objective.bank:
+            banks[name] = target_bank.cached(objective, material, config.seed, cache_folder(), told)
+    return replace(run.context, banks=banks)
+
+
+def cache_folder() -> Path:
+    return Path(platformdirs.user_cache_dir("budgetopt")) / "banks"
+
+
+def enqueue_design(run: _Run, most_ipc: int) -> None:
+    """First trials: coresets along the front's whole range of sizes, so that there is a valid file within seconds and
+    the sampler sees both ends. Sizes are a quarter of each other; the sampler refines from there."""
+    config, space = run.config, run.config.space
+    name = next(n for n, o in config.objectives.items() if o.method == "coreset" and o.steps == 0)
+    base = space.smallest(name)[0]
+    size = config.budget
+    seen = set()
+    while True:
+        ipc = largest_ipc(config, run.context, run.selector, size)
+        for selection in space.selection[::-1]:  # herding first: it needs no luck
+            wanted = type(base).from_dict({**base.to_dict(), "ipc": ipc, "selection": selection})
+            if wanted not in seen:
+                seen.add(wanted)
+                run.study.enqueue_trial(space.parameters(wanted, most_ipc))
+        size //= 4
+        if ipc <= space.ipc.min or len(seen) >= 10:
+            return
+
+
+def _quiet_optuna(verbose: bool) -> None:
+    optuna.logging.set_verbosity(optuna.logging.INFO if verbose else optuna.logging.ERROR)
+    if not verbose:  # `group` of the TPE sampler and metric names are called experimental; versions are recorded
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": f"{platform.machine()} {platform.system()}"}
+    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM set a flag that ends the run in order; a second Ctrl-C is Python's own."""
+    pressed: list[float] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if pressed and time.monotonic() - pressed[0] > 1.0:  # the same key press may arrive twice
+            signal.default_int_handler(number, frame)
+        pressed.append(time.monotonic())
+
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,188 @@
+"""Our Ray Tune searcher: asks and tells the Optuna study, the only record of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from budgetopt.allocation import Allocation
+from budgetopt.methods.selection import Selector
+from budgetopt.search import study as records
+from budgetopt.search.progress import Observer, Progress
+from budgetopt.seeding import derive
+from budgetopt.space import SearchSpace
+from budgetopt.trial import TrialContext, initial_bytes
+
+STARTUP = 12  # trials before the sampler models anything
+MOST_ASKS = 200  # proposals in a row that are too large or known, before the space counts as exhausted
+
+
+class StudySearcher(Searcher):
+    """Proposals that are over budget before they start, or that repeat an earlier allocation, are recorded as PRUNED
+    and never run; a neighbour that fits is enqueued in their place. A proposal is a pure function of the study and
+    the run seed.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: SearchSpace,
+        context: TrialContext,
+        selector: Selector,
+        most_ipc: int,
+        trials: int | None,
+        progress: Progress,
+        observer: Observer,
+    ) -> None:
+        super().__init__(metric=None, mode=None)
+        self._study, self._space, self._context, self._selector = study, space, context, selector
+        self._most_ipc, self._trials, self._progress, self._observer = most_ipc, trials, progress, observer
+        self._live: dict[str, optuna.Trial] = {}
+        earlier = records.records(study)
+        self._seen = {
+            r.allocation: r.number
+            for r in earlier
+            if r.allocation and r.state in ("complete", "stopped", "infeasible", "failed")
+        }
+        self.count = sum(r.state in ("complete", "stopped", "infeasible", "failed") for r in earlier)
+        self.exhausted = False
+        self.closing = False  # the run is being stopped: what ends now is interrupted, not judged
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles searchers into its own state file, which nothing reads: the study is the record
+        return {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("runs are resumed from the study")
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._trials is not None and self.count >= self._trials:
+            return Searcher.FINISHED
+        for _ in range(MOST_ASKS):
+            number_of_trials = len(self._study.get_trials(deepcopy=False))
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=derive("sampler", self._context.seed, number_of_trials) % 2**32,
+                n_startup_trials=STARTUP,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
+            trial = self._study.ask()
+            allocation = self._space.suggest(trial, list(self._context.objectives), self._most_ipc)
+            trial.set_user_attr("allocation", allocation.to_dict())
+            trial.set_user_attr("key", allocation.key)
+            if self._rejected(trial, allocation):
+                continue
+            self._seen[allocation] = trial.number
+            self._live[trial_id] = trial
+            self._progress.running.add(trial.number)
+            self.count += 1
+            return {"allocation": allocation.to_dict(), "number": trial.number}
+        self.exhausted = True
+        return Searcher.FINISHED
+
+    def _rejected(self, trial: optuna.Trial, allocation: Allocation) -> bool:
+        """Tell PRUNED what need not run, and enqueue the nearest allocation that does."""
+        if allocation in self._seen:
+            trial.set_user_attr("duplicate_of", self._seen[allocation])
+            self._prune(trial, records.DUPLICATE)
+            self._enqueue_unseen(allocation)
+            return True
+        size, budget = initial_bytes(self._context, allocation, self._selector), self._context.budget
+        trial.set_user_attr("initial_bytes", size)
+        if budget is None:
+            return False
+        trial.set_constraint("bytes over the budget", float(size - budget))
+        if size <= budget:
+            return False
+        self._prune(trial, records.OVER_BEFORE)
+        # the file grows a little faster than the samples, since small sets pay for fewer rare symbols
+        smaller = int(min(allocation.ipc, max(self._context.spec.class_counts)) * budget / size * 0.98)
+        if smaller >= self._space.ipc.min:
+            self._enqueue(allocation, smaller)
+        return True
+
+    def _prune(self, trial: optuna.Trial, reason: str) -> None:
+        trial.set_user_attr("reason", reason)
+        self._study.tell(trial, state=TrialState.PRUNED)
+
+    def _enqueue_unseen(self, allocation: Allocation) -> None:
+        table = allocation.to_dict()
+        for distance in range(1, self._most_ipc):
+            for ipc in (allocation.ipc + distance, allocation.ipc - distance):
+                near = Allocation.from_dict({**table, "ipc": max(1, ipc)})
+                if self._space.ipc.min <= ipc <= self._most_ipc and near not in self._seen:
+                    self._enqueue(near, ipc)
+                    return
+
+    def _enqueue(self, allocation: Allocation, ipc: int) -> None:
+        wanted = Allocation.from_dict({**allocation.to_dict(), "ipc": ipc})
+        self._study.enqueue_trial(self._space.parameters(wanted, self._most_ipc))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if trial_id in self._live and "rung" in result:
+            self._record(self._live[trial_id], result)
+
+    def _record(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        names = ("step", "bytes", "accuracy", "error", "accuracies", "loss", "seconds", "file")
+        trial.set_user_attr(f"rung/{result['rung']}", {name: result.get(name) for name in names})
+        if result["last"]:
+            self._progress.training_seconds.append(result["training_seconds"])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._live.pop(trial_id, None)
+        if trial is None:
+            return
+        result = result or {}
+        if "rung" in result:  # the report that made the scheduler stop it did not pass through on_trial_result
+            self._record(trial, result)
+        if result.get("over_budget"):
+            self._explain(trial, records.OVER_AFTER, result["over_budget"])
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif error or result.get("failure"):
+            self._explain(trial, "failure", result.get("failure", "its worker process died"))
+            self._study.tell(trial, state=TrialState.FAIL)
+        elif result.get("last"):
+            trial.set_user_attr("bytes", result["bytes"])
+            trial.set_user_attr("accuracy", result["accuracy"])
+            self._attach_picture(trial, result)
+            self._study.tell(trial, values=records.values(result["bytes"], result["accuracy"]))
+        elif "rung" in result and not self.closing:
+            trial.set_user_attr("reason", records.STOPPED)
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:  # ended by the time limit or Ctrl-C
+            trial.set_user_attr("reason", records.INTERRUPTED)
+            self._study.tell(trial, state=TrialState.FAIL)
+        self._progress.running.discard(trial.number)
+        ended = records.record(self._study.get_trials(deepcopy=False)[trial.number])
+        self._progress.ended.append(ended)
+        self._study.set_user_attr("seconds", self._progress.elapsed)
+        self._observer.trial_ended(ended)
+
+    def abandon_running(self) -> None:
+        """Tell the study of trials that Tune left without a word when it was stopped."""
+        for trial_id in list(self._live):
+            self.on_trial_complete(trial_id)
+
+    def _explain(self, trial: optuna.Trial, reason: str, message: str) -> None:
+        trial.set_user_attr("reason", reason)
+        trial.set_user_attr("message", message)
+
+    def _attach_picture(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        """Show the packed samples beside the trial in the dashboard."""
+        if result.get("picture") and Path(result["picture"]).is_file():
+            folder = Path(result["picture"]).parent.parent / "artifacts"
+            store = optuna.artifacts.FileSystemArtifactStore(str(folder))
+            optuna.artifacts.upload_artifact(
+                artifact_store=store, file_path=result["picture"], study_or_trial=trial, mimetype="image/png"
+            )

@@ -1,0 +1,64 @@
+"""One allocation by hand, in this process, without Ray and Optuna: for debugging, and where there is only torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from budgetopt import data, initial, objective, protocol, quantizers, transforms, trial
+from budgetopt.allocation import Allocation
+from budgetopt.budget import Budget
+from budgetopt.data.dataset import Dataset
+from budgetopt.errors import InputError, unknown_name
+
+
+def allocation(
+    method: str, selection: str, ipc: int, transform: str, quantizer: str, levels: int, clipping: str | None
+) -> Allocation:
+    """Checked values as an allocation; `clipping` None is the quantizer's first."""
+    if quantizer not in quantizers.QUANTIZERS:
+        raise unknown_name("quantizer", quantizer, quantizers.QUANTIZERS)
+    if transform not in transforms.TRANSFORMS:
+        raise unknown_name("transform", transform, transforms.TRANSFORMS)
+    family = quantizers.QUANTIZERS[quantizer]
+    clipping = clipping or family.clippings[0]
+    family.check(levels, clipping)
+    return Allocation(Path(method).stem, selection, ipc, transform, quantizer, levels, clipping)
+
+
+def run(
+    dataset: str,
+    method: str,
+    allocation: Allocation,
+    budget: str | None,
+    steps: int | None,
+    protocol_name: str | None,
+    seed: int,
+    init: Path | None,
+    data_root: Path | None,
+) -> Iterator[trial.RungReport]:
+    """Reports of each rung. Target embeddings are made in every step: a bank pays for many trials, not for one."""
+    name, chosen = objective.resolve(method)
+    if steps is not None:
+        if steps < 0:
+            raise InputError(f"steps must not be negative, got {steps}")
+        chosen = chosen.model_copy(update={"steps": steps})
+    source = data.open_source(dataset, data_root)
+    recipe = protocol.resolve(protocol_name or source.protocol)
+    limit = None if budget is None else Budget.parse(budget)
+    if limit is not None:
+        print(f"budget: {limit}")
+    prepared = Dataset.prepare(source, seed)
+    context = trial.TrialContext(
+        train=prepared.train,
+        val=prepared.val,
+        spec=prepared.spec,
+        protocol=recipe,
+        objectives={name: chosen},
+        budget=limit.bytes if limit else None,
+        seed=seed,
+        init=None if init is None else initial.read(init, prepared.spec),
+    )
+    return trial.run(context, allocation, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
