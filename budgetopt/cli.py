@@ -303,7 +303,7 @@ def _print_front(console: Any, result: Any) -> None:
 
 
 def main() -> NoReturn:
-    """Entry point. Errors made for users end in one line; exit code 2: wrong input, 1: a run that failed, 130: Ctrl-C."""
+    """Entry point. Errors for users end in one line; exit code 2: wrong input, 1: a run that failed, 130: Ctrl-C."""
     try:
         app(standalone_mode=False)
     except (InputError, PackedFileError) as error:

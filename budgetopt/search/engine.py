@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_SCRATCH = "bo-"  # prefix of the temporary folder, followed by the driver's process id
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -34,7 +35,9 @@ def ray_session(workers: int, gpus: int, verbose: bool) -> Iterator[Path]:
     for name, value in _QUIET.items():
         if not verbose:
             os.environ.setdefault(name, value)
-    folder = Path(tempfile.mkdtemp(prefix="bo-"))  # short: socket paths inside it are limited to 107 bytes
+    _remove_orphans()
+    # short: socket paths inside it are limited to 107 bytes
+    folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
     started = False
     try:
         # Ray listens on all interfaces: nobody else may use this one. It reads the mode when it is first imported.
@@ -66,6 +69,19 @@ def ray_session(workers: int, gpus: int, verbose: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _remove_orphans() -> None:
+    """Remove the folders of sessions whose driver was killed: Ray never does."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
+        owner = folder.name.removeprefix(_SCRATCH).split("-")[0]
+        if owner.isdigit() and folder.stat().st_uid == os.getuid():
+            try:
+                os.kill(int(owner), 0)
+            except ProcessLookupError:
+                shutil.rmtree(folder, ignore_errors=True)
+            except PermissionError:
+                pass  # alive, and somebody else's
+
+
 def run_trials(
     context: Any,
     searcher: Any,
@@ -80,15 +96,7 @@ def run_trials(
     """Run trials until the searcher has no more or `stop()` is true. What is running then is abandoned."""
     from ray import tune
 
-    class Stop(tune.Stopper):
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            return False
-
-        def stop_all(self) -> bool:
-            return stop()
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
+    from budgetopt.search.stopper import StopWhen
 
     resources = {"cpu": 1, "gpu": gpus / workers} if gpus else {"cpu": 1}
     trainable = tune.with_parameters(_trial_in_worker, context=context, out=str(out), share=resources.get("gpu", 0))
@@ -102,7 +110,7 @@ def run_trials(
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="trials", storage_path=str(scratch / "tune"), stop=Stop(), verbose=2 if verbose else 0
+            name="trials", storage_path=str(scratch / "tune"), stop=StopWhen(stop), verbose=2 if verbose else 0
         ),
     )
     tuner.fit()

@@ -1,0 +1,46 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from budgetopt.data import Dataset, open_source
+
+torch.set_num_threads(1)
+# the same examples in every run and on every machine: a red test is a change, never luck
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_root():
+    """Folder that holds `FashionMNIST/raw`: BUDGETOPT_DATA, or ../shared/data beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("BUDGETOPT_DATA") or beside)
+    if not (root / "FashionMNIST" / "raw").is_dir():
+        pytest.skip("Fashion-MNIST is not here: name the folder that holds FashionMNIST/raw in BUDGETOPT_DATA")
+    return root
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return Dataset.prepare(open_source("digits"), 0)
+
+
+@pytest.fixture
+def small_npz(tmp_path):
+    """Path of a dataset of 90 + 30 feature vectors in 3 well separated classes."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 6)) * 4
+    y_train, y_test = np.arange(90) % 3, np.arange(30) % 3
+    path = tmp_path / "small.npz"
+    np.savez(
+        path,
+        x_train=(centres[y_train] + rng.normal(size=(90, 6))).astype(np.float32),
+        y_train=y_train,
+        x_test=(centres[y_test] + rng.normal(size=(30, 6))).astype(np.float32),
+        y_test=y_test,
+    )
+    return path

@@ -1,0 +1,444 @@
+"""Whatever the bytes, reading them gives a valid set or a `PackedFileError`, in bounded memory and time."""
+
+import io
+import tracemalloc
+import zipfile
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from budgetopt.errors import PackedFileError
+from budgetopt.packing import (
+    ApotLevels,
+    Identity,
+    PackedSet,
+    Standardize,
+    UniformLevels,
+    load,
+    pack,
+    read_file,
+    sections,
+    unpack,
+)
+from budgetopt.packing.container import MAX_FILE_BYTES
+from budgetopt.packing.errors import (
+    BadHeader,
+    BadPayload,
+    ChecksumMismatch,
+    NotAPackedFile,
+    TooLarge,
+    Truncated,
+    UnsupportedVersion,
+)
+
+
+def sealed(body, version=1):
+    """`body` with a right magic, version and checksum."""
+    data = b"BOP" + bytes([version]) + body
+    return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def u(value):
+    out = b""
+    while value >= 128:
+        out, value = out + bytes([value % 128 + 128]), value // 128
+    return out + bytes([value])
+
+
+def s(value):
+    return u(2 * value if value >= 0 else -2 * value - 1)
+
+
+def crafted(**changes):
+    """A file of 4 samples of 2 features in 2 classes, any field replaced by other bytes."""
+    fields = {
+        "flags": b"\x01",
+        "protocol": b"\x00",
+        "axes": b"\x01",
+        "shape": u(2),
+        "classes": u(2),
+        "counts": u(2),
+        "statistics": np.array([0.0, 1.0], "<f2").tobytes(),
+        "families": b"\x00",
+        "transform": b"",
+        "quantizer": b"\x01" + s(0) + u(1) + s(0),
+        "coder": b"\x00",
+        "payload": b"\xa5",
+    }
+    assert changes.keys() <= fields.keys()
+    return sealed(b"".join((fields | changes).values()))
+
+
+def small_files():
+    symbols = np.random.default_rng(0).integers(0, 5, (6, 3, 2, 3)).astype(np.uint8)
+    symbols[symbols > 2] = 0
+    mean, std = np.float32([1.5, 0, -2]), np.float32([1, 2, 3])
+    plain = PackedSet(symbols, (2, 2, 2), UniformLevels(5, -7, 3, 2), Identity(), mean, std, 0)
+    side = Standardize((3, 200, 77), 6, (100, -20, 3), 4)
+    yield "uniform", pack(plain)
+    yield "apot", pack(replace(plain, counts=(1, 0, 5), levels=ApotLevels(4, 2, 600, 8), inverse=side))
+    yield "inline", pack(replace(plain, protocol=b'{"network":"mlp"}', mean=mean / 3, inverse=side))
+    yield "raw", pack(replace(plain, symbols=symbols[:2] % 2, counts=(1, 1), levels=UniformLevels(2, 0, 1, 0)))
+
+
+FILES = dict(small_files())
+
+
+def read(data):
+    """Everything a receiver does with a file."""
+    packed = unpack(data)
+    samples = packed.decode()
+    assert samples.shape == (len(packed.labels()), *packed.shape)
+    assert np.isfinite(samples).all()
+    assert np.isfinite(packed.mean).all()
+    assert (packed.std > 0).all()
+    assert packed.symbols.max() < packed.levels.levels
+    assert unpack(pack(packed)) == packed
+    return packed
+
+
+def rejected(data):
+    """The named error that reading ends in, or None; any other exception is the test's failure."""
+    try:
+        read(data)
+    except PackedFileError as error:
+        return error
+    return None
+
+
+def peak_bytes(data):
+    tracemalloc.start()
+    try:
+        error = rejected(data)
+        return tracemalloc.get_traced_memory()[1], error
+    finally:
+        tracemalloc.stop()
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_valid_before_damage(name):
+    assert rejected(FILES[name]) is None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_truncation_is_found(name):
+    data = FILES[name]
+    for length in range(len(data)):
+        assert isinstance(rejected(data[:length]), NotAPackedFile | Truncated | ChecksumMismatch), length
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_flipped_bit_is_found(name):
+    data = FILES[name]
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        error = rejected(bytes(damaged))
+        expected = NotAPackedFile if bit < 24 else UnsupportedVersion if bit < 32 else ChecksumMismatch
+        assert type(error) is expected, bit
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_appended_bytes_are_found(name):
+    for tail in (b"\0", b"x", bytes(100)):
+        assert isinstance(rejected(FILES[name] + tail), ChecksumMismatch)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_truncation_under_a_right_checksum(name):
+    body = FILES[name][4:-4]
+    first_payload_byte = len(body) - dict(sections(FILES[name])).get(sections(FILES[name])[-2][0])
+    for length in range(len(body)):
+        error = rejected(sealed(body[:length]))
+        if length < first_payload_byte:
+            assert isinstance(error, PackedFileError), length
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("seed", range(4))
+def test_random_edits_under_a_right_checksum(name, seed):
+    """Bytes replaced, inserted, deleted or repeated anywhere after the version."""
+    rng = np.random.default_rng([seed, len(FILES[name])])
+    body = FILES[name][4:-4]
+    found = set()
+    for _ in range(400):
+        edited = bytearray(body)
+        for _ in range(rng.integers(1, 4)):
+            at, kind = int(rng.integers(0, len(edited))), rng.integers(0, 4)
+            if kind == 0:
+                edited[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(0, 256)])
+            elif kind == 1:
+                edited[at:at] = rng.integers(0, 256, rng.integers(1, 4), dtype=np.uint8).tobytes()
+            elif kind == 2 and len(edited) > 4:
+                del edited[at]
+            else:
+                edited[at:at] = edited[at : at + int(rng.integers(1, 9))]
+        found.add(type(rejected(sealed(bytes(edited)))))
+    assert BadHeader in found  # the edits reach the rules
+
+
+def test_random_bytes_under_a_right_header():
+    rng = np.random.default_rng(0)
+    for _ in range(1500):
+        rejected(sealed(rng.integers(0, 256, rng.integers(0, 60), dtype=np.uint8).tobytes()))
+
+
+# --- foreign files ---------------------------------------------------------------------------------------------------
+
+
+def zip_bytes():
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a", "b")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"B", b"BO", b"\x89PNG\r\n\x1a\n" + bytes(30), zip_bytes(), b"BOQ\x01" + bytes(30), bytes(64), b"bop\x01"],
+)
+def test_not_a_packed_file(data):
+    with pytest.raises(NotAPackedFile, match=r"not a \.bopt file"):
+        unpack(data)
+
+
+@pytest.mark.parametrize("data", [b"BOP", b"BOP\x01", b"BOP\x01\x00\x00\x00"])
+def test_shorter_than_any_file(data):
+    with pytest.raises(Truncated, match=f"got {len(data)}"):
+        unpack(data)
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_other_version(version):
+    with pytest.raises(UnsupportedVersion, match=f"version {version} "):
+        unpack(sealed(FILES["raw"][4:-4], version))
+
+
+def test_wrong_checksum():
+    with pytest.raises(ChecksumMismatch):
+        unpack(FILES["apot"][:-1] + bytes([FILES["apot"][-1] ^ 1]))
+
+
+def test_oversized_file_is_not_read(tmp_path):
+    path = tmp_path / "large.bopt"
+    with open(path, "wb") as stream:
+        stream.write(FILES["raw"])
+        stream.truncate(100_000)
+    assert len(read_file(path)) == 100_000
+    assert isinstance(rejected(read_file(path)), ChecksumMismatch)
+
+
+# --- one rule after another ------------------------------------------------------------------------------------------
+
+
+def test_the_crafted_file_is_valid():
+    packed = read(crafted())
+    assert packed.symbols.reshape(-1).tolist() == [1, 0, 1, 0, 0, 1, 0, 1]
+    assert packed.counts == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flags": b"\x08"},
+        {"flags": b"\x81"},
+        {"axes": b"\x00"},
+        {"axes": b"\x02", "shape": u(2) * 2},
+        {"axes": b"\x04", "shape": u(1) * 4},
+        {"shape": u(0)},
+        {"shape": u((1 << 20) + 1)},
+        {"shape": b"\xff" * 12},
+        {"classes": u(0)},
+        {"classes": u((1 << 16) + 1)},
+        {"counts": u(0)},
+        {"counts": u((1 << 31) + 1)},
+        {"statistics": np.array([np.nan, 1], "<f2").tobytes()},
+        {"statistics": np.array([0, np.inf], "<f2").tobytes()},
+        {"statistics": np.array([0, 0], "<f2").tobytes()},
+        {"statistics": np.array([0, -1], "<f2").tobytes()},
+        {"families": b"\x20"},
+        {"families": b"\x02"},
+        {"families": b"\xff"},
+        {"families": b"\x10", "transform": s(0) + s(0) + u(0) + s(0)},
+        {"families": b"\x10", "transform": s(65) + s(0) + u(1) + s(0)},
+        {"families": b"\x10", "transform": s(0) + s(-65) + u(1) + s(0)},
+        {"families": b"\x10", "transform": s(0) + s(0) + u(1 << 24) + s(0)},
+        {"families": b"\x10", "transform": s(0) + s(0) + u(1) + s(1 << 24)},
+        {"families": b"\x10", "transform": s(0) + s(0) + u(1) + s(-(1 << 24))},
+        {"quantizer": b"\x00" + s(0) + u(1) + s(0)},
+        {"quantizer": b"\x01" + s(0) + u(0) + s(0)},
+        {"quantizer": b"\x01" + s(0) + u(1 << 24) + s(0)},
+        {"quantizer": b"\x01" + s(1 << 24) + u(1) + s(0)},
+        {"quantizer": b"\x01" + s(-(1 << 24)) + u(1) + s(0)},
+        {"quantizer": b"\x01" + s(0) + u(1) + s(65)},
+        {"quantizer": b"\x01" + s(0) + u(1) + s(-65)},
+        {"families": b"\x01", "quantizer": b"\x21" + u(0) + s(0)},
+        {"families": b"\x01", "quantizer": b"\x21" + u(1 << 24) + s(0)},
+        {"families": b"\x01", "quantizer": b"\x01" + u(1) + s(0)},
+        {"families": b"\x01", "quantizer": b"\x28" + u(1) + s(0)},
+        {"families": b"\x01", "quantizer": b"\x81" + u(1) + s(0)},
+        {"families": b"\x01", "quantizer": b"\x34" + u(1) + s(0)},
+        {"families": b"\x01", "quantizer": b"\x21" + u(1) + s(-65)},
+        {"coder": b"\x02"},
+        {"coder": b"\xff"},
+    ],
+    ids=lambda changes: ", ".join(f"{k} {v.hex()}" for k, v in changes.items()),
+)
+def test_bad_header(changes):
+    with pytest.raises(BadHeader):
+        read(crafted(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flags": b"\x03", "protocol": u(5000)},
+        {"flags": b"\x00", "classes": u(60_000)},
+        {"payload": b"", "coder": b"", "quantizer": b"\x01"},
+    ],
+    ids=lambda changes: ", ".join(changes),
+)
+def test_header_longer_than_the_file(changes):
+    with pytest.raises(Truncated, match="are left"):
+        read(crafted(**changes))
+
+
+@pytest.mark.parametrize("channels", [3, 1 << 10])
+def test_more_channels_than_bytes(channels):
+    with pytest.raises((Truncated, TooLarge)):
+        read(crafted(axes=b"\x03", shape=u(channels) + u(1) + u(1)))
+
+
+@pytest.mark.parametrize("cut", range(9))
+def test_file_that_ends_inside_the_header(cut):
+    with pytest.raises(Truncated, match="are left"):
+        unpack(sealed(crafted()[4 : 4 + cut]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"payload": b""},
+        {"payload": b"\xa5\x00"},
+        {"payload": b"\xff", "quantizer": b"\x02" + s(0) + u(1) + s(0)},
+        {"payload": b"\xff\xff", "quantizer": b"\x02" + s(0) + u(1) + s(0)},  # symbol 3 of 3 levels
+        {"counts": u(1 << 20)},
+        {"counts": u(1 << 20), "coder": b"\x01"},
+    ],
+    ids=lambda changes: ", ".join(f"{k} {v.hex()}" for k, v in changes.items()),
+)
+def test_bad_payload(changes):
+    with pytest.raises(BadPayload):
+        read(crafted(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counts": u(1 << 31)},
+        {"counts": u(1 << 30), "shape": u(1 << 20)},
+        {"classes": u(1 << 16), "counts": u(1 << 20)},
+        {"axes": b"\x03", "shape": u(1 << 20) * 3},
+    ],
+    ids=lambda changes: ", ".join(f"{k} {v.hex()}" for k, v in changes.items()),
+)
+def test_too_large(changes):
+    with pytest.raises(TooLarge):
+        read(crafted(**changes))
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counts": u(1 << 31)},
+        {"counts": u((1 << 31) - 1), "coder": b"\x01"},
+        {"shape": u(1 << 20), "counts": u(1 << 10), "coder": b"\x01"},
+        {"classes": u(1 << 16), "counts": u(1 << 14), "coder": b"\x01"},
+        {"axes": b"\x03", "shape": u(1 << 20) + u(1) + u(1), "classes": u(1), "counts": u(1)},
+        {"flags": b"\x03", "protocol": u(1 << 16)},
+    ],
+    ids=lambda changes: ", ".join(f"{k} {v.hex()}" for k, v in changes.items()),
+)
+def test_huge_claims_take_no_memory(changes):
+    peak, error = peak_bytes(crafted(**changes))
+    assert isinstance(error, PackedFileError)
+    assert peak < 2_000_000
+
+
+@pytest.mark.parametrize("shape", [u(4), u(1 << 18)])
+def test_the_largest_claim_of_a_small_file_is_bounded(shape):
+    """FORMAT.md: at most 2^20 + 1,024 symbols a byte."""
+    sides = 4 if shape == u(4) else 1 << 18
+    values = (1 << 20) + 1024
+    counts = values // sides // 2
+    levels = b"\xff" + s(0) + u(1) + s(0)
+    data = crafted(shape=shape, counts=u(counts), coder=b"\x01", quantizer=levels, payload=b"\0")
+    peak, error = peak_bytes(data)
+    assert error is None
+    assert peak < 80_000_000
+
+
+def test_one_symbol_more_than_the_bound():
+    most = (1 << 20) + 1024
+    assert rejected(crafted(shape=u(1), classes=u(1), counts=u(most), coder=b"\x01")) is None
+    error = rejected(crafted(shape=u(1), classes=u(1), counts=u(most + 1), coder=b"\x01"))
+    assert isinstance(error, BadPayload)
+
+
+# --- exponents -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [-64, -20, 0, 20, 64])
+@pytest.mark.parametrize("scale", [-64, -20, 0, 20, 64])
+@pytest.mark.parametrize("offset", [-64, -20, 0, 20, 64])
+def test_exponents_that_do_not_fit_together(levels, scale, offset):
+    """Whatever `unpack` accepts decodes, completely and to finite numbers; the first sample here is all zero."""
+    data = crafted(
+        families=b"\x10",
+        transform=s(scale) + s(offset) + u((1 << 24) - 1) + s((1 << 24) - 1),
+        quantizer=b"\x01" + s(0) + u((1 << 24) - 1) + s(levels),
+        payload=b"\x0f",
+    )
+    error = rejected(data)
+    assert error is None or type(error) is BadHeader
+
+
+def test_what_unpacks_also_decodes():
+    """The levels that only later samples use are checked by `unpack`, too."""
+    accepted = 0
+    for offset in range(-64, 65):
+        data = crafted(
+            families=b"\x10",
+            transform=s(0) + s(offset) + u(1) + s(1),
+            quantizer=b"\x01" + s(0) + u((1 << 24) - 1) + s(0),
+            payload=b"\x0f",
+        )
+        try:
+            packed = unpack(data)
+        except BadHeader:
+            continue
+        accepted += 1
+        assert packed.decode().shape == (4, 2)
+    assert accepted > 0
+
+
+def test_file_above_the_limit(tmp_path):
+    """A sparse file takes no disk; `load` names the rule, and reads nothing of it."""
+    path = tmp_path / "huge.bopt"
+    with open(path, "wb") as stream:
+        stream.truncate(MAX_FILE_BYTES + 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="1,073,741,824"):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()

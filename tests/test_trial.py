@@ -1,0 +1,279 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from budgetopt import trial
+from budgetopt.allocation import Allocation
+from budgetopt.errors import OverBudget, TrialFailure
+from budgetopt.methods import target_bank
+from budgetopt.methods.base import TrainingData
+from budgetopt.methods.selection import Selector
+from budgetopt.objective import CoresetObjective, DistributionMatchingObjective
+from budgetopt.packing import Identity, PackedSet, UniformLevels, pack, unpack
+from budgetopt.protocol import Protocol
+from budgetopt.representation import InitialSet, Representation, fit_to_budget
+
+CPU = torch.device("cpu")
+PROTOCOL = Protocol(network="convnet", width=4, steps=8, batch=32)
+OBJECTIVES = {
+    "coreset": CoresetObjective(method="coreset"),
+    "refined": CoresetObjective(method="coreset", steps=4),
+    "dm": DistributionMatchingObjective(method="dm", steps=4, bank=0, real_batch=8),
+    "banked": DistributionMatchingObjective(method="dm", steps=5, bank=2, real_batch=8),
+}
+
+
+@pytest.fixture(scope="module")
+def context(digits):
+    data = TrainingData(digits.train, digits.spec, PROTOCOL, CPU)
+    banks = {"banked": target_bank.build(OBJECTIVES["banked"], data, 0)}
+    return trial.TrialContext(digits.train, digits.val, digits.spec, PROTOCOL, OBJECTIVES, banks=banks)
+
+
+def allocate(objective, **changes):
+    return replace(Allocation(objective=objective, ipc=2, levels=4), **changes)
+
+
+def outcome(context, allocation):
+    return [(r.rung, r.last, r.step, r.data, r.evaluation, r.loss) for r in trial.run(context, allocation, CPU)]
+
+
+# --- one trial -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("quantizer", "clipping"), [("uniform", "minmax"), ("apot", "half")])
+def test_a_trial_is_a_pure_function(context, objective, quantizer, clipping):
+    """Equal bytes, accuracies and losses, whatever ran before and in between."""
+    allocation = allocate(objective, quantizer=quantizer, clipping=clipping, levels=3, transform="standardize")
+    first = outcome(context, allocation)
+    torch.rand(3)
+    list(trial.run(context, allocate("coreset", ipc=1), CPU))
+    again = outcome(context, allocation)
+    assert repr(first) == repr(again)  # repr: NaN losses of a coreset are equal
+    assert [a[3] for a in first] == [a[3] for a in again]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"ipc": 3}, {"selection": "herding"}])
+def test_another_seed_or_allocation_is_another_trial(context, change):
+    plain = outcome(context, allocate("coreset"))
+    if "seed" in change:
+        other = outcome(replace(context, seed=1), allocate("coreset"))
+    else:
+        other = outcome(context, allocate("coreset", **change))
+    assert plain[-1][3] != other[-1][3]
+
+
+def test_seeds_are_hashes_of_run_seed_and_allocation():
+    a, b = allocate("dm"), allocate("dm", ipc=3)
+    assert trial.trial_seed(0, a) == trial.trial_seed(0, allocate("dm"))
+    assert len({trial.trial_seed(s, x) for s in (0, 1) for x in (a, b)}) == 4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_reports(context, objective):
+    reports = list(trial.run(context, allocate(objective), CPU))
+    steps = OBJECTIVES[objective].steps
+    assert [r.step for r in reports] == trial.rung_steps(steps)
+    assert reports[-1].step == steps
+    assert [r.rung for r in reports] == list(range(len(reports)))
+    assert [r.last for r in reports] == [False] * (len(reports) - 1) + [True]
+    assert [len(r.evaluation.accuracies) for r in reports] == [1] * (len(reports) - 1) + [PROTOCOL.search_seeds]
+    for report in reports:
+        assert unpack(report.data).counts == (2,) * 10
+        assert report.evaluation.samples == len(context.val)
+        assert math.isnan(report.loss) == (steps == 0)
+    assert (len({r.data for r in reports}) == 1) == (steps == 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 150])
+def test_rung_steps_end_at_the_last_step(steps):
+    targets = trial.rung_steps(steps)
+    assert targets == sorted(targets)
+    assert targets[-1] == steps
+    assert targets[0] >= 1
+
+
+def test_rung_protocol(context):
+    assert trial.rung_protocol(PROTOCOL, last=True) is PROTOCOL
+    lower = trial.rung_protocol(PROTOCOL, last=False)
+    assert lower.steps == 4
+    assert lower == PROTOCOL.model_copy(update={"steps": 4})
+
+
+# --- validation is not touched ---------------------------------------------------------------------------------------
+
+
+class Touched(Exception):
+    pass
+
+
+class Forbidden:
+    """A validation part that no one may look at."""
+
+    def __getattr__(self, name):
+        raise Touched(name)
+
+    def __len__(self):
+        raise Touched("len")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_validation_is_first_touched_by_the_evaluation(context, objective, monkeypatch):
+    """All steps up to the first rung run without it; what fails is the evaluation."""
+    reached = []
+    evaluate = trial.evaluate_file
+
+    def spied(data, *rest, **more):
+        reached.append(data)
+        return evaluate(data, *rest, **more)
+
+    monkeypatch.setattr(trial, "evaluate_file", spied)
+    with pytest.raises(Touched):
+        next(trial.run(replace(context, val=Forbidden()), allocate(objective), CPU))
+    assert len(reached) == 1
+    wanted = next(trial.run(context, allocate(objective), CPU)).data
+    assert reached[0] == wanted
+
+
+# --- the budget ------------------------------------------------------------------------------------------------------
+
+
+def noisy(counts, shape=(1, 4, 4), levels=16):
+    symbols = np.random.default_rng(0).integers(0, levels, (sum(counts), *shape)).astype(np.uint8)
+    unit = np.ones(1, np.float32)
+    return PackedSet(symbols, counts, UniformLevels(levels, 0, 1, 0), Identity(), 0 * unit, unit)
+
+
+@pytest.mark.parametrize("counts", [(30,) * 5, (50, 3, 20), (1, 90), (1, 1, 1)])
+def test_fit_to_budget_is_the_largest_even_prefix(counts):
+    packed = noisy(counts)
+    whole = len(pack(packed))
+    caps = {m: pack(packed.prefix(tuple(min(c, m) for c in counts))) for m in range(1, max(counts) + 1)}
+    for budget in {whole, whole - 1, whole // 2, whole // 3, len(caps[1]), len(caps[1]) + 5}:
+        fitting = [m for m, data in caps.items() if len(data) <= budget]
+        if not fitting:
+            with pytest.raises(OverBudget, match=f"the budget is {budget}"):
+                fit_to_budget(packed, budget)
+            continue
+        data = fit_to_budget(packed, budget)
+        assert len(data) <= budget
+        assert data == caps[max(fitting)]
+        kept = unpack(data)
+        starts, kept_starts = np.cumsum([0, *counts]), np.cumsum([0, *kept.counts])
+        for c, count in enumerate(kept.counts):  # the most useful first
+            original = packed.symbols[starts[c] : starts[c] + count]
+            assert np.array_equal(kept.symbols[kept_starts[c] : kept_starts[c + 1]], original)
+
+
+def test_no_budget_is_no_limit():
+    packed = noisy((4, 4))
+    assert fit_to_budget(packed, None) == pack(packed) == fit_to_budget(packed, len(pack(packed)))
+
+
+@pytest.mark.parametrize("budget", [1, 20, 60])
+def test_what_cannot_fit_is_over_budget(budget):
+    with pytest.raises(OverBudget, match=f"the budget is {budget}") as raised:
+        fit_to_budget(noisy((3,) * 10), budget)
+    smallest = len(pack(noisy((3,) * 10).prefix((1,) * 10)))
+    assert str(smallest) in str(raised.value)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_report_exceeds_the_budget(context, objective):
+    free = max(len(r.data) for r in trial.run(context, allocate(objective, ipc=6), CPU))
+    budget = free * 2 // 3
+    for report in trial.run(replace(context, budget=budget), allocate(objective, ipc=6), CPU):
+        assert len(report.data) <= budget
+        counts = unpack(report.data).counts
+        assert len(set(counts)) == 1
+        assert 1 <= counts[0] < 6
+
+
+def test_infeasible_trial(context):
+    with pytest.raises(OverBudget):
+        next(trial.run(replace(context, budget=50), allocate("coreset"), CPU))
+
+
+def test_initial_bytes_are_exact_for_coresets(context):
+    selector = Selector(context.train, context.spec)
+    for how in ("random", "herding"):
+        allocation = allocate("coreset", selection=how)
+        reports = list(trial.run(context, allocation, CPU))
+        assert {len(r.data) for r in reports} == {trial.initial_bytes(context, allocation, selector)}
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["refined", "dm", "banked"])
+@pytest.mark.parametrize(
+    ("quantizer", "clipping", "change"),
+    [
+        ("uniform", "p1", {"lr_image": 1e30}),
+        ("apot", "half", {"lr_image": 1e30}),
+        ("apot", "half", {"lr_quantizer": 1e20}),
+        ("apot", "half", {"lr_quantizer": 1e30}),
+    ],
+)
+def test_divergence_is_a_trial_failure(context, objective, change, quantizer, clipping):
+    wild = OBJECTIVES[objective].model_copy(update=change | {"steps": 12})
+    allocation = allocate(objective, quantizer=quantizer, clipping=clipping, levels=3, transform="standardize")
+    reports = []
+    try:
+        for report in trial.run(replace(context, objectives={objective: wild}), allocation, CPU):
+            reports.append(report)
+    except TrialFailure:
+        return
+    # a set that survives must be a valid one: a quantizer clamps what runs away
+    assert all(np.isfinite(unpack(r.data).decode()).all() for r in reports)
+    assert all(math.isfinite(r.loss) for r in reports)
+
+
+def test_values_that_are_not_finite_cannot_be_packed(context):
+    initial = trial.initial_set(context, allocate("dm"))
+    representation = Representation(initial, allocate("dm"), context.spec, 0, CPU)
+    with torch.no_grad():
+        representation.latent[0, 0, 0, 0] = math.nan
+    with pytest.raises(TrialFailure, match="diverged"):
+        representation.packed()
+
+
+def test_a_loss_that_is_not_finite_is_a_trial_failure(context):
+    wild = OBJECTIVES["dm"].model_copy(update={"lr_image": 1e38, "steps": 12})
+    with pytest.raises(TrialFailure, match="diverged"):
+        list(trial.run(replace(context, objectives={"dm": wild}), allocate("dm"), CPU))
+
+
+# --- where a trial starts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_method_starts_from_the_given_set(context, objective):
+    x = np.random.default_rng(0).integers(0, 17, (30, 1, 8, 8)).astype(np.float32)
+    given = replace(context, init=InitialSet(x, (3,) * 10))
+    allocation = allocate(objective, ipc=2, levels=17)
+    initial = trial.initial_set(given, allocation)
+    assert initial.counts == (2,) * 10
+    assert np.array_equal(initial.x, x.reshape(10, 3, 1, 8, 8)[:, :2].reshape(20, 1, 8, 8))
+    start = trial.initial_representation(given, allocation, CPU).packed().decode()
+    assert np.allclose(start, initial.x, atol=1e-4)
+    without_steps = allocate("coreset", ipc=2, levels=17)
+    assert np.array_equal(unpack(next(trial.run(given, without_steps, CPU)).data).decode(), initial.x)
+    trained = list(trial.run(given, allocation, CPU))[-1]
+    assert unpack(trained.data).counts == (2,) * 10
+
+
+def test_given_set_with_fewer_samples_gives_all(context):
+    given = replace(context, init=InitialSet(np.zeros((12, 1, 8, 8), np.float32), (3, *(1,) * 9)))
+    assert trial.initial_set(given, allocate("coreset", ipc=2)).counts == (2, *(1,) * 9)
+
+
+def test_initial_set_is_real_training_data(context):
+    for how in ("random", "herding"):
+        initial = trial.initial_set(context, allocate("dm", selection=how, ipc=3))
+        real = {x.tobytes() for x in context.train.x.astype(np.float32)}
+        assert all(x.tobytes() in real for x in initial.x)
