@@ -14,6 +14,7 @@ _UNITS |= {f"{p}ib": 1024**i for i, p in enumerate("kmg", start=1)}
 _BITS = {"bit": 1, "bits": 1}  # in bits
 _BITS |= {f"{p}bit": 1000**i for i, p in enumerate("kmg", start=1)}
 _BITS |= {f"{p}ibit": 1024**i for i, p in enumerate("kmg", start=1)}
+_NUMBER = r"[+-]?(?:[0-9]{1,3}(?:[,_][0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|[+-]?\.[0-9]+"
 _WORKS = "write for example 30kb (30,000 bytes), 30KiB (30,720), 240kbit (30,000) or 30000"
 
 
@@ -37,12 +38,13 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str | int | Budget) -> Budget:
-        """Parse a budget; raises `InputError` for what is unparsable, zero, negative or not whole bytes."""
+        """Parse a budget; raises `InputError` for what is unparsable, zero, negative or below one byte;
+        a fraction of a byte beyond that is dropped."""
         if isinstance(text, Budget):
             return text
         if isinstance(text, int) and not isinstance(text, bool):
             return cls(text)
-        match = re.fullmatch(r"\s*([+-]?[0-9][0-9_,]*(?:\.[0-9]+)?|[+-]?\.[0-9]+)\s*([A-Za-z]*)\s*", str(text))
+        match = re.fullmatch(rf"\s*({_NUMBER})\s*([A-Za-z]*)\s*", str(text))
         if not match:
             raise InputError(f"cannot read the budget {text!r}: {_WORKS}")
         number, unit = match.group(1).replace(",", "").replace("_", ""), match.group(2).lower()

@@ -57,12 +57,14 @@ def validate(table: dict[str, Any], source: str, model: type[M]) -> M:
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        raise InputError("; ".join(_problem(source, e) for e in error.errors())) from None
+        raise InputError("; ".join(_problem(source, table, e) for e in error.errors())) from None
 
 
-def _problem(source: str, error: Any) -> str:
-    leaf = ""
-    for part in error["loc"]:
+def _problem(source: str, table: dict[str, Any], error: Any) -> str:
+    leaf, path = "", error["loc"]
+    if len(path) > 1 and path[0] not in table:  # the tag that pydantic puts before the leaves of a tagged union
+        path = path[1:]
+    for part in path:
         leaf += f"[{part}]" if isinstance(part, int) else f".{part}" if leaf else str(part)
     value = "" if error["type"] in ("missing", "extra_forbidden") else f", got {error['input']!r}"
     message = {"extra_forbidden": "unknown key", "missing": "required but missing"}.get(error["type"], error["msg"])

@@ -124,8 +124,9 @@ def train_and_test(train: TrainingSet, test: Split, protocol: Protocol, seed: in
     shape = train.x.shape[1:]
     net = networks.build(protocol.network, shape, train.classes, protocol.width, g).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=protocol.lr, weight_decay=protocol.weight_decay)
+    # torch divides by the length of the rise, 0.2 · steps − 1, which is zero for 5 steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, protocol.lr, total_steps=max(2, protocol.steps), pct_start=0.2
+        optimizer, protocol.lr, total_steps=max(6, protocol.steps), pct_start=0.2
     )
     standardize = _Standardize(train.mean, train.std, shape, device)
     x, y = torch.from_numpy(train.x).to(device), torch.from_numpy(train.y).to(device)

@@ -9,7 +9,7 @@ from pydantic import Field, RootModel
 
 from budgetopt import declarative
 
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1e38)]
 Steps = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -18,7 +18,7 @@ class CoresetObjective(declarative.Strict):
 
     method: Literal["coreset"]
     steps: Steps = 0
-    lr_image: Rate = 0.02
+    lr_image: Rate = 0.002
     lr_quantizer: Rate = 0.01
 
 

@@ -13,7 +13,10 @@ from budgetopt.errors import InputError, unknown_name
 
 # implemented in augmentation.py, which needs torch; a protocol must be readable without it
 AUGMENTATIONS = ("shift", "scale", "rotate", "flip", "brightness", "contrast", "cutout")
-Positive = Annotated[int, Field(ge=1)]
+# Upper bounds: a protocol may come with a stranger's file, which must not ask for years of training
+Steps = Annotated[int, Field(ge=1, le=1_000_000)]
+Width = Annotated[int, Field(ge=1, le=4096)]
+Batch = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class Protocol(declarative.Strict):
@@ -21,9 +24,9 @@ class Protocol(declarative.Strict):
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
     network: str
-    width: Positive = 32
-    steps: Positive  # optimiser steps of one training
-    batch: Positive = 128  # samples a step; all samples where there are fewer
+    width: Width = 32
+    steps: Steps  # optimiser steps of one training
+    batch: Batch = 128  # samples a step; all samples where there are fewer
     lr: Annotated[float, Field(gt=0)] = 0.01  # AdamW, peak of the one-cycle schedule (linear up 20 %, cosine down)
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     augment: dict[str, float] = Field(default_factory=dict)  # name → strength, drawn per image
@@ -37,8 +40,9 @@ class Protocol(declarative.Strict):
         for name, strength in augment.items():
             if name not in AUGMENTATIONS:
                 raise ValueError(f"unknown augmentation {name!r}, known are {', '.join(AUGMENTATIONS)}")
-            if strength < 0:
-                raise ValueError(f"the strength of {name} must not be negative")
+            least = 1.0 if name == "scale" else 0.0
+            if strength < least:
+                raise ValueError(f"the strength of {name} must be at least {least:g}")
         return augment
 
     @property

@@ -109,7 +109,7 @@ class Dataset:
         )
         train_index, val_index = np.sort(train_index), np.sort(val_index)
         train = Split(np.ascontiguousarray(x[train_index]), y[train_index])
-        mean, std = _statistics(train.x)
+        mean, std = _statistics(train.x, source.name)
         digest = hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
         digest.update(y.tobytes() + val_index.tobytes() + str(x.shape).encode())
         spec = DataSpec(
@@ -134,7 +134,7 @@ def to_channels_first(x: np.ndarray) -> np.ndarray:
 
 
 def _validated(x: np.ndarray, y: np.ndarray, where: str) -> Arrays:
-    if x.ndim not in (2, 4) or len(x) == 0:
+    if x.ndim not in (2, 4) or x.size == 0:
         raise InputError(f"{where}: samples must be (n, c, h, w) or (n, f) with n > 0, got {x.shape}")
     if x.dtype != np.uint8:
         if not (np.issubdtype(x.dtype, np.number) or x.dtype == bool) or np.iscomplexobj(x):
@@ -155,7 +155,7 @@ def _validated(x: np.ndarray, y: np.ndarray, where: str) -> Arrays:
     return x, whole.astype(np.int64)
 
 
-def _statistics(x: np.ndarray) -> Arrays:
+def _statistics(x: np.ndarray, where: str) -> Arrays:
     """Per-channel mean and std of the train part, (c,) float32, rounded to float16 where that loses under 1 %."""
     flat = x.reshape(len(x), x.shape[1], -1) if x.ndim == 4 else x.reshape(len(x), 1, -1)
     mean = flat.mean(axis=(0, 2), dtype=np.float64)
@@ -167,7 +167,7 @@ def _statistics(x: np.ndarray) -> Arrays:
     std = np.sqrt(square / (len(flat) * flat.shape[2]))
     std = np.where(std > 0, std, 1.0)
     if not np.isfinite(std).all() or np.abs(mean).max() > 1e30 or std.max() > 1e30:
-        raise InputError(f"features are too large to standardise: mean {mean}, std {std}")
+        raise InputError(f"{where}: features are too large to standardise: mean {mean}, std {std}")
     with np.errstate(over="ignore"):
         half_mean, half_std = (
             mean.astype(np.float16).astype(np.float64),

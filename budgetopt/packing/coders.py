@@ -35,7 +35,7 @@ class Coder(ABC):
 
     @abstractmethod
     def decode(self, payload: bytes, count: int, levels: int) -> np.ndarray:
-        """→ (count,) uint8. Raises `BadPayload` for a payload that `encode` cannot have made."""
+        """→ (count,) uint8. Raises `BadPayload` for a payload that contradicts `count` or `levels`."""
 
 
 class RawBits(Coder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +69,11 @@ class PackedSet:
         ints, exponent = self.inverse.apply(ints, self.levels.exponent)
         return (ints.astype(np.float32) * np.float32(2.0**-exponent)).reshape(-1, *self.shape)
 
+    def check_exponents(self) -> None:
+        """Raise `BadHeader` where some level cannot be decoded in 64 bits, whichever levels the samples use."""
+        table = self.levels.table()
+        self.inverse.apply(np.broadcast_to(table, (1, self.channels, table.size)), self.levels.exponent)
+
     def prefix(self, counts: tuple[int, ...]) -> PackedSet:
         """The first `counts[c]` samples of every class c."""
         starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]])
@@ -88,6 +94,7 @@ def pack(packed: PackedSet) -> bytes:
         raise BadHeader(f"counts {packed.counts} do not match {packed.symbols.shape[0]} samples")
     if packed.symbols.max() >= packed.levels.levels:
         raise BadHeader(f"symbol {packed.symbols.max()} is not below {packed.levels.levels} levels")
+    packed.check_exponents()
     body.byte(equal * _EQUAL_COUNTS | inline * _INLINE_PROTOCOL | wide * _WIDE_STATISTICS)
     if isinstance(packed.protocol, bytes):
         body.unsigned(len(packed.protocol))
@@ -130,8 +137,13 @@ def coder_name(data: bytes) -> str:
 def read_file(path: str | Path) -> bytes:
     """The bytes of a file of at most 1 GiB; raises `TooLarge` before reading more."""
     with open(path, "rb") as stream:
-        data = stream.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
+        size = stream.seek(0, os.SEEK_END) if stream.seekable() else 0
+        if size <= MAX_FILE_BYTES:
+            if stream.seekable():
+                stream.seek(0)
+            data = stream.read(MAX_FILE_BYTES + 1)
+            size = len(data)
+    if size > MAX_FILE_BYTES:
         raise TooLarge(f"{path} is larger than {MAX_FILE_BYTES:,} bytes")
     return data
 
@@ -171,8 +183,12 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
         total = sum(counts) * math.prod(shape)
         if total == 0:
             raise BadHeader(f"the file holds no sample: {classes} classes, samples of shape {shape}")
-        if total > MAX_SYMBOLS or channels > fields.left:
+        if total > MAX_SYMBOLS:
             raise TooLarge(f"the file claims {total:,} values, more than the format allows ({MAX_SYMBOLS:,})")
+        if channels > fields.left:
+            raise Truncated(
+                f"the statistics of {channels:,} channels need more bytes than the {fields.left} that are left"
+            )
     with fields.section("input statistics"):
         wide = bool(flags & _WIDE_STATISTICS)
         mean = fields.floats(channels, wide, "the mean")
@@ -196,7 +212,7 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
         raise BadPayload(f"{len(payload)} coded bytes cannot hold {total:,} symbols")
     symbols = coders.CODERS[ident].decode(payload, total, table.levels)
     packed = PackedSet(symbols.reshape(-1, *shape), counts, table, transform, mean, std, protocol)
-    packed.decode(0, 1)  # exponents that do not fit together are found here, not by the user
+    packed.check_exponents()
     parts = [("magic and version", 4), *fields.sections]
     parts += [(f"symbols ({coders.CODERS[ident].name})", len(payload)), ("checksum", 4)]
     return packed, parts

@@ -74,7 +74,7 @@ class Reader:
         raise BadHeader(f"{what} is above its limit of {most}")
 
     def signed(self, most: int, what: str) -> int:
-        value = self.unsigned(2 * most + 1, what)
+        value = self.unsigned(2 * most, what)
         return value // 2 if value % 2 == 0 else -(value + 1) // 2
 
     def floats(self, count: int, wide: bool, what: str) -> np.ndarray:
@@ -105,12 +105,14 @@ def to_fixed(values: np.ndarray | list[float], bits: int) -> tuple[list[int], in
     top = float(np.abs(array).max(initial=0.0))
     if top == 0.0:
         return [0] * array.size, 0
-    exponent = bits - math.frexp(top)[1]
+    exponent = min(bits - math.frexp(top)[1], EXPONENT_LIMIT)  # tiny values keep fewer bits
     mantissas = [round(float(v) * 2.0**exponent) for v in array.ravel()]
     if max(abs(m) for m in mantissas) >= 1 << bits:  # rounding carried into the next power of two
         exponent -= 1
         mantissas = [round(float(v) * 2.0**exponent) for v in array.ravel()]
-    while all(m % 2 == 0 for m in mantissas) and any(mantissas):
+    if not any(mantissas):
+        raise ValueError(f"{array.tolist()} is outside the range of the format (about 2^±{EXPONENT_LIMIT})")
+    while all(m % 2 == 0 for m in mantissas):
         mantissas = [m // 2 for m in mantissas]
         exponent -= 1
     if not -EXPONENT_LIMIT <= exponent <= EXPONENT_LIMIT:

@@ -61,7 +61,11 @@ class Standardize(InverseTransform):
 
     def __post_init__(self) -> None:
         if any(not 1 <= s < MANTISSA_LIMIT for s in self.scale):
-            raise BadHeader(f"the scale of the standardisation must be positive, got {self.scale}")
+            raise BadHeader(f"the scale of the standardisation must be in 1..2^24-1, got {self.scale}")
+        if any(abs(o) >= MANTISSA_LIMIT for o in self.offset):
+            raise BadHeader(f"the offset of the standardisation must be below 2^24, got {self.offset}")
+        if max(abs(self.scale_exponent), abs(self.offset_exponent)) > EXPONENT_LIMIT:
+            raise BadHeader(f"the exponents of the standardisation must be within ±{EXPONENT_LIMIT}")
 
     def apply(self, ints: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
         per_channel = (len(self.scale),) + (1,) * (ints.ndim - 2)

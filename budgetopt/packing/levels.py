@@ -47,6 +47,11 @@ def _read_exponent(fields: Reader) -> int:
     return fields.signed(EXPONENT_LIMIT, "the exponent of the levels")
 
 
+def _check_exponent(exponent: int) -> None:
+    if abs(exponent) > EXPONENT_LIMIT:
+        raise BadHeader(f"the exponent of the levels must be within ±{EXPONENT_LIMIT}, got {exponent}")
+
+
 @dataclass(frozen=True)
 class UniformLevels(LevelTable):
     """Level k = (low + k·step)·2^(−exponent). Affine uniform quantization (QuADD eq. 12; BCDC eq. 4–5)."""
@@ -63,6 +68,9 @@ class UniformLevels(LevelTable):
             raise BadHeader(f"levels must be in 2..{MAX_LEVELS}, got {self.count}")
         if not 1 <= self.step < MANTISSA_LIMIT:
             raise BadHeader(f"the step of uniform levels must be positive, got {self.step}")
+        if abs(self.low) >= MANTISSA_LIMIT:
+            raise BadHeader(f"the lowest level must be below 2^24, got {self.low}")
+        _check_exponent(self.exponent)
 
     @property
     def levels(self) -> int:
@@ -80,7 +88,7 @@ class UniformLevels(LevelTable):
     @classmethod
     def read(cls, fields: Reader) -> UniformLevels:
         count = fields.byte() + 1
-        low = fields.signed(MANTISSA_LIMIT, "the lowest level")
+        low = fields.signed(MANTISSA_LIMIT - 1, "the lowest level")
         step = fields.unsigned(MANTISSA_LIMIT - 1, "the step of the levels")
         return cls(count, low, step, _read_exponent(fields))
 
@@ -139,6 +147,7 @@ class ApotLevels(LevelTable):
             raise BadHeader(f"APoT k = {self.k} does not divide {self.bits} - 1 bits of magnitude")
         if not 1 <= self.unit < MANTISSA_LIMIT:
             raise BadHeader(f"the unit of APoT levels must be positive, got {self.unit}")
+        _check_exponent(self.exponent)
 
     @property
     def levels(self) -> int:

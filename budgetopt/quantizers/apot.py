@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from budgetopt.errors import InputError
+from budgetopt.errors import InputError, TrialFailure
 from budgetopt.packing.fields import to_fixed
 from budgetopt.packing.levels import ApotLevels, LevelTable, apot_magnitudes
 from budgetopt.quantizers.base import Quantizer, percentile_range
@@ -46,16 +46,22 @@ class Apot(Quantizer):
         self.alpha.fill_(alpha)
         self._smallest = alpha * 1e-3
 
+    def _threshold(self) -> float:
+        """α, kept positive: a step too far must not turn the levels around."""
+        return max(float(self.alpha.detach()), self._smallest)
+
     def side_information(self) -> LevelTable:
         largest = apot_magnitudes(self.bits, K)[-1]
-        alpha = max(float(self.alpha.detach()), self._smallest)  # a step too far must not turn the levels around
-        (unit,), exponent = to_fixed([alpha / largest], UNIT_BITS)
+        try:
+            (unit,), exponent = to_fixed([self._threshold() / largest], UNIT_BITS)
+        except ValueError:  # NaN, infinite, or beyond what a file can hold
+            raise TrialFailure(f"distillation diverged: the clipping threshold is {self._threshold()}") from None
         return ApotLevels(self.bits, K, unit, exponent)
 
     def surrogate(self, x: torch.Tensor) -> torch.Tensor:
-        quantized = self.quantized(x)
-        ratio = (x / self.alpha).detach()
-        slope = torch.where(ratio.abs() > 1, ratio.sign(), quantized / self.alpha.detach() - ratio)
+        quantized, alpha = self.quantized(x), self._threshold()
+        ratio = x.detach() / alpha
+        slope = torch.where(ratio.abs() > 1, ratio.sign(), quantized / alpha - ratio)
         change = (x - x.detach()) + slope * (self.alpha - self.alpha.detach())  # zero in value
         return quantized + change
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from budgetopt.packing.fields import to_fixed
+from budgetopt.packing.fields import EXPONENT_LIMIT, MANTISSA_LIMIT, to_fixed
 from budgetopt.packing.levels import LevelTable, UniformLevels
 from budgetopt.quantizers.base import Quantizer, percentile_range
 
@@ -24,15 +24,21 @@ class Uniform(Quantizer):
             low, high = percentile_range(x, 0.0)
         step = (high - low) / (self.levels - 1) or 1.0
         (mantissa,), exponent = to_fixed([step], STEP_BITS)
-        # `low` may need a finer grid than a round step has; at most 12 bits finer
+        # `low` may need a finer grid than a round step has, at most 12 bits finer; far from zero a coarser one,
+        # since all levels stay below 2^24, where float32 is exact
         finer = 0
         while finer < STEP_BITS and low * 2.0 ** (exponent + finer) != round(low * 2.0 ** (exponent + finer)):
             finer += 1
-        offset = round(low * 2.0 ** (exponent + finer))
-        self._table = UniformLevels(self.levels, offset, mantissa << finer, exponent + finer)
+        finer = min(finer, EXPONENT_LIMIT - exponent)
+        while True:
+            offset, stored = round(low * 2.0 ** (exponent + finer)), max(1, round(mantissa * 2.0**finer))
+            if max(abs(offset), abs(offset + (self.levels - 1) * stored)) < MANTISSA_LIMIT:
+                break
+            finer -= 1
+        self._table = UniformLevels(self.levels, offset, stored, exponent + finer)
 
     def side_information(self) -> LevelTable:
         return self._table
 
     def surrogate(self, x: torch.Tensor) -> torch.Tensor:
-        return x + (self.quantized(x) - x).detach()
+        return self.quantized(x) + (x - x.detach())  # the second term is zero in value

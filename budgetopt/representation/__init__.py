@@ -10,7 +10,7 @@ from torch import nn
 
 from budgetopt.allocation import Allocation
 from budgetopt.data.dataset import DataSpec
-from budgetopt.errors import OverBudget, TrialFailure
+from budgetopt.errors import OverBudget, PackedFileError, TrialFailure
 from budgetopt.packing import PackedSet, pack
 from budgetopt.quantizers import build as build_quantizer
 from budgetopt.transforms import build as build_transform
@@ -59,7 +59,7 @@ class Representation(nn.Module):
         if not torch.isfinite(self.latent).all() or not all(torch.isfinite(p).all() for p in self.parameters()):
             raise TrialFailure("distillation diverged: the synthetic samples are not finite")
         symbols, table = self.quantizer.encode(self.latent.detach() * self.unit)
-        return PackedSet(
+        packed = PackedSet(
             symbols=symbols.cpu().numpy(),
             counts=self.counts,
             levels=table,
@@ -68,6 +68,11 @@ class Representation(nn.Module):
             std=self.spec.std,
             protocol=self.protocol,
         )
+        try:
+            packed.check_exponents()
+        except PackedFileError as error:
+            raise TrialFailure(f"distillation diverged: {error}") from None
+        return packed
 
 
 def fit_to_budget(packed: PackedSet, budget: int | None) -> bytes:

@@ -51,7 +51,8 @@ def storage(path: Path) -> RDBStorage:
     """SQLite in WAL mode: readers are not disturbed, a write costs a quarter. NORMAL loses nothing on `kill -9`."""
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
-    opened = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+    url = sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()  # escapes % and ? in folder names
+    opened = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
 
     @sqlalchemy.event.listens_for(opened.engine, "connect")
     def _normal(connection: Any, _: Any) -> None:

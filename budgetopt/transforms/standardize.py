@@ -24,6 +24,9 @@ class Standardize(Transform):
         std = torch.where(std > 0, std, 1.0)
         scale, scale_exponent = to_fixed(std.cpu().numpy(), SCALE_BITS)
         scale = [max(1, s) for s in scale]  # a channel much flatter than the widest one
+        # a mean far below one step of the levels needs no precision of its own (and no exponent far from theirs)
+        finest = scale_exponent + OFFSET_BITS
+        mean = torch.round(mean * 2.0**finest) * 2.0**-finest
         offset, offset_exponent = to_fixed(mean.cpu().numpy(), OFFSET_BITS)
         self._side = side.Standardize(tuple(scale), scale_exponent, tuple(offset), offset_exponent)
         shape = (-1,) + (1,) * max(0, x.dim() - 2)
