@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import textwrap
@@ -105,7 +106,7 @@ def test_budget_of_pick(refused, given):
 def test_budget_too_small_names_the_smallest_that_works(refused, digits):
     from budgetopt.methods.selection import Selector
     from budgetopt.search import config
-    from budgetopt.search.run import smallest_file
+    from budgetopt.search.design import smallest_file
     from budgetopt.trial import TrialContext
 
     line = refused(["search", "--budget", "20"], "20 bytes", "too small for digits")
@@ -643,3 +644,18 @@ def test_trial_by_hand_needs_neither_ray_nor_optuna(tmp_path):
     assert lines[-2] == f"a.bopt: {size:,} bytes"
     assert lines[-1] == "0 ['torch']"
     assert size <= 1000
+
+
+@pytest.mark.xfail(strict=True, reason="bug: Ctrl-C in a command without a run exits 0 without a word")
+def test_ctrl_c(tmp_path):
+    (tmp_path / "p.toml").write_text('network = "mlp"\nsteps = 1000000\n')
+    program = "from budgetopt.cli import main; main()"
+    arguments = ["trial", "--budget", "1kb", "--protocol", str(tmp_path / "p.toml")]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout.readline().startswith("budget")  # it is past its imports
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err == "budgetopt: error: interrupted\n"

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -43,9 +44,9 @@ def naive_hypervolume(points, smallest, budget, chance):
     """Sum over the steps of the staircase, in the units of the rectangle."""
     width = math.log2(budget) - math.log2(smallest)
     inside = [p for p in points if p[0] <= budget and p[1] > chance]
-    edges = sorted({max(p[0], smallest) for p in inside}) + [budget]
+    edges = [*sorted({max(p[0], smallest) for p in inside}), budget]
     area = 0.0
-    for left, right in zip(edges, edges[1:], strict=False):
+    for left, right in itertools.pairwise(edges):
         height = max(a for s, a in inside if s <= left) - chance
         area += (math.log2(right) - math.log2(left)) / width * height / (1 - chance)
     return area
@@ -112,7 +113,7 @@ def test_hypervolume_in_closed_form(points, area):
 @given(st.lists(st.tuples(st.integers(50, 5000), st.floats(0, 1)), min_size=1, max_size=8))
 def test_another_point_never_lowers_the_hypervolume(points):
     volumes = [hypervolume(*columns(points[:n]), 100, 3000, 0.1) for n in range(len(points) + 1)]
-    assert all(after >= before - 1e-12 for before, after in zip(volumes, volumes[1:], strict=False))
+    assert all(after >= before - 1e-12 for before, after in itertools.pairwise(volumes))
     assert all(0.0 <= v <= 1.0 + 1e-12 for v in volumes)
 
 

@@ -14,7 +14,7 @@ from budgetopt.trial import TrialContext, initial_set
 LABELS = np.array([7, 3, 0, 1, 2, 4, 5, 6, 8, 9, 3, 7, 3])  # not in class order; 3 comes three times, 7 twice
 
 
-def samples(n=len(LABELS), shape=(8, 8)):
+def samples(n=13, shape=(8, 8)):
     return np.random.default_rng(1).integers(0, 17, (n, *shape)).astype(np.float32)
 
 
@@ -35,7 +35,7 @@ def read(tmp_path, digits):
 def test_npz_in_class_order_and_the_files_order_inside_a_class(read, names):
     x = samples()
     found = read(**dict(zip(names, (x, LABELS), strict=True)))
-    order = [i for label in range(10) for i in np.flatnonzero(LABELS == label)]
+    order = [i for label in range(10) for i in np.flatnonzero(label == LABELS)]
     assert found.counts == (1, 1, 1, 3, 1, 1, 1, 2, 1, 1)
     assert found.x.shape == (13, 1, 8, 8)
     assert found.x.dtype == np.float32
@@ -102,11 +102,10 @@ def test_a_huge_label(read):
         read(x=samples(), y=np.where(LABELS == 9, 10**14, LABELS))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: samples that are no numbers raise a plain ValueError")
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="bug: samples that are no numbers raise a plain ValueError")
 def test_samples_that_are_no_numbers(read):
-    with pytest.raises(ValueError, match="") as raised:
-        read(x=samples().astype(str), y=LABELS)
-    assert isinstance(raised.value, InputError)
+    with pytest.raises(InputError):
+        read(x=np.full((13, 8, 8), "dark"), y=LABELS)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.NPY", "a", "npz"])
@@ -139,11 +138,10 @@ def test_a_bare_array_with_the_name_of_an_npz(tmp_path, digits):
         initial.read(tmp_path / "a.npz", digits.spec)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: damaged compressed data raises zlib.error, which nothing catches")
 def test_damaged_compressed_files(tmp_path, digits):
     np.savez_compressed(tmp_path / "a.npz", x=samples(), y=LABELS)
     good = (tmp_path / "a.npz").read_bytes()
-    for position in range(40, len(good), 7):
+    for position in range(30, 300):
         (tmp_path / "a.npz").write_bytes(good[:position] + bytes([good[position] ^ 0x55]) + good[position + 1 :])
         try:
             initial.read(tmp_path / "a.npz", digits.spec)

@@ -20,6 +20,8 @@ from budgetopt.trial import TrialContext, initial_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 MOST_IPC = 60
+BUDGET = 6000
+GIANT = Allocation(ipc=MOST_IPC, levels=256)
 WIDE = SearchSpace(
     selection=("random",),
     transform=("identity", "standardize"),
@@ -48,7 +50,7 @@ class Watching(Silent):
 class Bench:
     """A searcher on a study of its own, without Tune."""
 
-    def __init__(self, digits, path, space=WIDE, budget=800, trials=None, seed=0):
+    def __init__(self, digits, path, space=WIDE, budget=BUDGET, trials=None, seed=0):
         context = TrialContext(
             digits.train, digits.val, digits.spec, PRESETS["glyph-1"], {"coreset": zero_step_coreset()}, budget, seed
         )
@@ -114,47 +116,63 @@ def bench(digits, tmp_path):
 # ----------------------------------------------------------------------------------------------------------------------
 # proposals
 # ----------------------------------------------------------------------------------------------------------------------
-def test_what_is_over_budget_is_recorded_and_never_run(bench):
+@pytest.fixture
+def crowded(bench):
+    """A bench that has run past some giants."""
     made = bench()
-    run = made.run(15)
-    assert len(run) == 15
-    assert all(made.size(a) <= 800 for a in run)
-    over = [t for t in made.study.trials if t.user_attrs.get("reason") == studies.OVER_BEFORE]
-    assert over
-    for trial in over:
-        size = made.size(Allocation.from_dict(trial.user_attrs["allocation"]))
+    for levels, transform, ipc in ((256, "identity", 60), (256, "standardize", 50), (16, "identity", 60)):
+        giant = Allocation(ipc=ipc, levels=levels, transform=transform)
+        made.study.enqueue_trial(WIDE.parameters(giant, MOST_IPC))
+        made.run(1)
+    return made
+
+
+def over_budget(study):
+    return [t for t in study.trials if t.user_attrs.get("reason") == studies.OVER_BEFORE]
+
+
+def test_what_is_over_budget_is_recorded_and_never_run(crowded):
+    assert len(over_budget(crowded.study)) >= 3
+    for trial in over_budget(crowded.study):
+        size = crowded.size(Allocation.from_dict(trial.user_attrs["allocation"]))
         assert trial.state == TrialState.PRUNED
-        assert trial.user_attrs["initial_bytes"] == size > 800
-        assert list(trial.constraints.values()) == [size - 800]
+        assert trial.user_attrs["initial_bytes"] == size > BUDGET
+        assert list(trial.constraints.values()) == [size - BUDGET]
         assert not any(name.startswith("rung/") for name in trial.user_attrs)
-    for trial in made.study.trials:
-        if trial.state == TrialState.COMPLETE:
-            assert list(trial.constraints.values())[0] <= 0
+    complete = [t for t in crowded.study.trials if t.state == TrialState.COMPLETE]
+    assert len(complete) == 3
+    for trial in complete:
+        assert list(trial.constraints.values()) == [trial.user_attrs["initial_bytes"] - BUDGET]
+        assert trial.user_attrs["initial_bytes"] <= BUDGET
 
 
-def test_a_neighbour_that_fits_is_proposed_in_its_place(bench):
+def test_a_smaller_neighbour_is_proposed_in_its_place(crowded):
+    for trial in over_budget(crowded.study):
+        asked = crowded.study.trials[trial.number + 1].system_attrs["fixed_params"]
+        assert asked["ipc"] < trial.params["ipc"]
+        assert {**asked, "ipc": 0} == {**trial.params, "ipc": 0}
+
+
+def test_the_neighbour_of_a_giant_nearly_fills_the_budget(bench):
     made = bench()
-    made.run(15)
-    followed = 0
-    for trial, after in zip(made.study.trials, made.study.trials[1:], strict=False):
-        if trial.user_attrs.get("reason") == studies.OVER_BEFORE and trial.user_attrs["initial_bytes"] < 800 * 50:
-            asked = after.system_attrs.get("fixed_params")
-            if asked is None:
-                continue  # not even one sample a class fits at these levels
-            assert asked["ipc"] < trial.params["ipc"]
-            assert {**asked, "ipc": 0} == {**trial.params, "ipc": 0}
-            followed += 1
-    assert followed > 0
-
-
-def test_the_neighbour_of_an_enqueued_giant_fits_soon(bench):
-    made = bench()
-    giant = Allocation(ipc=MOST_IPC, levels=256)
-    made.study.enqueue_trial(WIDE.parameters(giant, MOST_IPC))
+    made.study.enqueue_trial(WIDE.parameters(GIANT, MOST_IPC))
     found = made.start()
     assert (found.levels, found.transform, found.quantizer) == (256, "identity", "uniform")
-    assert 0.5 * 800 < made.size(found) <= 800
-    assert len(made.study.trials) <= 4  # the giant, and at most two steps towards what fits
+    assert 0.7 * BUDGET < made.size(found) <= BUDGET
+    assert len(made.study.trials) <= 3  # the giant, and at most two steps towards what fits
+
+
+@pytest.mark.xfail(strict=True, reason="bug: what is too large and its neighbour that has run propose each other")
+def test_neighbours_do_not_send_each_other_round_in_circles(bench, monkeypatch):
+    monkeypatch.setattr(module, "MOST_ASKS", 20)
+    made = bench()
+    made = bench("tight.db", budget=made.size(Allocation(ipc=4, levels=16)) - 1)  # 3 fit, 4 do not
+    for ipc in (3, 4):
+        made.study.enqueue_trial(WIDE.parameters(Allocation(ipc=ipc, levels=16), MOST_IPC))
+    found = made.run(2)
+    assert not made.searcher.exhausted
+    assert len(set(found)) == 2
+    assert all(made.size(a) <= made.context.budget for a in found)
 
 
 def test_no_allocation_runs_twice(bench, monkeypatch):
@@ -201,14 +219,14 @@ def test_an_interrupted_trial_does_not_count_after_a_restart(bench):
 
 
 def test_proposals_are_a_function_of_study_and_seed(bench):
-    count = STARTUP + 5  # past the random ones
+    count = STARTUP + 3  # past the random ones
     first, second = bench("a.db").run(count), bench("b.db").run(count)
     assert first == second
     assert bench("c.db", seed=1).run(5) != first[:5]
 
 
 def test_a_restart_goes_on_as_if_there_had_been_none(bench):
-    count = STARTUP + 4
+    count = STARTUP + 3
     whole = bench("whole.db").run(count)
     parts = bench("parts.db").run(STARTUP + 1)
     parts += bench("parts.db").run(count - STARTUP - 1)
@@ -285,6 +303,7 @@ def test_a_worker_that_dies_after_a_rung_keeps_it(started):
     assert set(record.rungs) == {0}
 
 
+@pytest.mark.filterwarnings("ignore:The value nan is not acceptable")
 @pytest.mark.xfail(strict=True, reason="bug: an accuracy that is NaN ends as FAIL without a reason or a message")
 def test_nan_is_a_failure_with_a_message(started):
     made, allocation = started

@@ -37,7 +37,7 @@ def sample_sheet(packed: PackedSet) -> bytes | None:
                 top, left = 1 + row * (height + 1), 1 + column * (width + 1)
                 sheet[top : top + height, left : left + width] = tile
         sheet = sheet[..., 0] if channels == 1 else sheet
-    zoom = max(1, round(TARGET_WIDTH / sheet.shape[1]))
+    zoom = max(1, min(16, round(TARGET_WIDTH / sheet.shape[1])))
     image = Image.fromarray(sheet).resize((sheet.shape[1] * zoom, sheet.shape[0] * zoom), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -20,7 +20,6 @@ import platformdirs
 import torch
 
 from budgetopt import data, initial, result
-from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import InputError
 from budgetopt.methods import target_bank
@@ -31,10 +30,11 @@ from budgetopt.report import files
 from budgetopt.search import engine
 from budgetopt.search import study as studies
 from budgetopt.search.config import SearchConfig
+from budgetopt.search.design import Design, smallest_file
 from budgetopt.search.finish import MOST_CANDIDATES, Final, Interrupted, finish
 from budgetopt.search.folder import RunFolder
 from budgetopt.search.progress import Observer, Progress
-from budgetopt.trial import TrialContext, initial_bytes
+from budgetopt.trial import TrialContext
 
 PACKAGES = ("budgetopt", "torch", "numpy", "optuna", "ray", "constriction", "moocore", "scikit-learn")
 
@@ -117,34 +117,6 @@ def _prepare(config: SearchConfig, source: data.Source) -> tuple[Dataset, TrialC
     return dataset, context, Selector(dataset.train, dataset.spec)
 
 
-def smallest_file(config: SearchConfig, context: TrialContext, selector: Selector) -> int:
-    """Bytes of the smallest file of the search space; raises `InputError` where the budget is below it."""
-    name = next(iter(config.objectives))
-    smallest = min(initial_bytes(context, a, selector) for a in config.space.smallest(name))
-    if smallest > config.budget:
-        raise InputError(
-            f"the budget of {Budget(config.budget)} is too small for {config.dataset}: the smallest file of the search "
-            f"space, {config.space.ipc.min} sample(s) a class at the fewest levels, takes {smallest} bytes"
-        )
-    return smallest
-
-
-def largest_ipc(config: SearchConfig, context: TrialContext, selector: Selector, budget: int) -> int:
-    """The most samples a class whose coreset at the fewest levels takes at most `budget` bytes (bisection)."""
-    name = next(iter(config.objectives))
-    fewest = config.space.smallest(name)[0]
-    counts = context.spec.class_counts if context.init is None else context.init.counts
-    low, high = config.space.ipc.min, max(config.space.ipc.min, min(config.space.ipc.max, max(counts)))
-    while low < high:
-        middle = (low + high + 1) // 2
-        allocation = type(fewest).from_dict({**fewest.to_dict(), "ipc": middle})
-        if initial_bytes(context, allocation, selector) <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
 @dataclass(frozen=True, eq=False)
 class _Run:
     """What the search works on."""
@@ -202,12 +174,12 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
     config, progress = run.config, run.progress
     progress.phase = "preparing targets"
     context = with_banks(run)
-    most_ipc = largest_ipc(config, context, run.selector, config.budget)
+    design = Design(config, context, run.selector)
     if not run.study.get_trials(deepcopy=False):
-        enqueue_design(run, most_ipc)
+        design.enqueue(run.study)
     progress.phase = "searching"
     searcher = StudySearcher(
-        run.study, config.space, context, run.selector, most_ipc, config.trials, progress, run.observer
+        run.study, config.space, context, run.selector, design.most_ipc, config.trials, progress, run.observer
     )
 
     def stop() -> bool:
@@ -247,26 +219,6 @@ def with_banks(run: _Run) -> TrialContext:
 
 def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("budgetopt")) / "banks"
-
-
-def enqueue_design(run: _Run, most_ipc: int) -> None:
-    """First trials: coresets along the front's whole range of sizes, so that there is a valid file within seconds and
-    the sampler sees both ends. Sizes are a quarter of each other; the sampler refines from there."""
-    config, space = run.config, run.config.space
-    name = next(n for n, o in config.objectives.items() if o.method == "coreset" and o.steps == 0)
-    base = space.smallest(name)[0]
-    size = config.budget
-    seen = set()
-    while True:
-        ipc = largest_ipc(config, run.context, run.selector, size)
-        for selection in space.selection[::-1]:  # herding first: it needs no luck
-            wanted = type(base).from_dict({**base.to_dict(), "ipc": ipc, "selection": selection})
-            if wanted not in seen:
-                seen.add(wanted)
-                run.study.enqueue_trial(space.parameters(wanted, most_ipc))
-        size //= 4
-        if ipc <= space.ipc.min or len(seen) >= 10:
-            return
 
 
 def _quiet_optuna(verbose: bool) -> None:
