@@ -172,7 +172,11 @@ def inspect(file: PackedFile) -> None:
     """Show header, allocation, protocol, and where every byte goes."""
     from budgetopt import inspection
 
-    facts, parts = inspection.describe(inspection.read(file))
+    data = inspection.read(file)
+    facts, parts = inspection.describe(data)
+    allocation = inspection.allocation_of(file, data)
+    if allocation is not None:
+        facts.append(("allocation", str(allocation)))
     for what, value in facts:
         print(f"{what:<18}{value}")
     print("\nbytes")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 
 from budgetopt import protocol as protocols
+from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError
 from budgetopt.packing import PackedSet, read_file, sections, unpack
 from budgetopt.packing.container import FORMAT_VERSION
+from budgetopt.search.folder import RunFolder
 
 EXPORTS = ("npz", "png")
 
@@ -46,6 +49,17 @@ def describe(data: bytes) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]
         ("augmentation", augment),
     ]
     return facts, parts
+
+
+def allocation_of(path: Path, data: bytes) -> Allocation | None:
+    """How the run that `path` lies in made this file: the file itself holds what a receiver needs, not its history."""
+    run = RunFolder.enclosing(path)
+    if run is None or not run.front_json.exists():
+        return None
+    for member in json.loads(run.front_json.read_text(encoding="utf-8"))["members"]:
+        if (run.path / member["file"]).read_bytes() == data:
+            return Allocation.from_dict(member["allocation"])
+    return None
 
 
 def export(data: bytes, to: str) -> bytes:

@@ -81,9 +81,7 @@ def resolve(
 ) -> tuple[SearchConfig, data.Source]:
     """Turn names into contents, and check them all before anything is written. Raises `InputError`."""
     size = Budget.parse(budget).bytes
-    for name, value in (("trials", trials), ("workers", workers), ("time limit", time_limit)):
-        if value is not None and value <= 0:
-            raise InputError(f"the {name} must be positive, got {value}")
+    check_limits(time_limit, trials, workers)
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
     source = data.open_source(dataset, data_root)
@@ -109,6 +107,13 @@ def resolve(
         init=None if init is None else str(Path(init).resolve()),
     )
     return config, source
+
+
+def check_limits(time_limit: float | None, trials: int | None, workers: int | None) -> None:
+    """Raise `InputError` for a limit that is not positive; None is no limit."""
+    for name, value in (("trials", trials), ("workers", workers), ("time limit", time_limit)):
+        if value is not None and value <= 0:
+            raise InputError(f"the {name} must be positive, got {value}")
 
 
 def gpu_count() -> int:

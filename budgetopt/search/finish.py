@@ -241,6 +241,6 @@ def _why_none(progress: Progress) -> str:
     if progress.counts["infeasible"]:
         return "no trial could be made to fit the budget: raise it, or lower ipc and levels in the search space"
     return (
-        f"no trial finished within {progress.time_limit:.0f} s (one training takes about "
+        f"no trial finished within {progress.elapsed:.0f} s (one training takes about "
         f"{progress.training_time():.0f} s): raise --time-limit and resume"
     )

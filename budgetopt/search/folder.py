@@ -61,8 +61,17 @@ class RunFolder:
     def create(self, config: SearchConfig, versions: dict[str, Any]) -> None:
         for folder in (self.path, self.trials, self.artifacts):
             folder.mkdir(parents=True, exist_ok=True)
+        if config.init is not None:
+            write_atomically(self._init_path(config.init), Path(config.init).read_bytes())
         write_atomically(self.versions, (json.dumps(versions, indent=2) + "\n").encode())
         write_atomically(self.config, (config.model_dump_json(indent=2) + "\n").encode())
+
+    def _init_path(self, init: str) -> Path:
+        return self.path / f"init{Path(init).suffix}"
+
+    def init_copy(self, config: SearchConfig) -> str | None:
+        """The run's own copy of the set that every method starts from."""
+        return None if config.init is None else str(self._init_path(config.init))
 
     @classmethod
     def enclosing(cls, file: Path) -> RunFolder | None:

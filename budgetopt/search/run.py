@@ -29,7 +29,7 @@ from budgetopt.objective import DistributionMatchingObjective
 from budgetopt.report import files
 from budgetopt.search import engine
 from budgetopt.search import study as studies
-from budgetopt.search.config import SearchConfig
+from budgetopt.search.config import SearchConfig, check_limits
 from budgetopt.search.design import Design, smallest_file
 from budgetopt.search.finish import MOST_CANDIDATES, Final, Interrupted, finish
 from budgetopt.search.folder import RunFolder
@@ -50,13 +50,13 @@ class Report(Interface):
 def new_run(config: SearchConfig, source: data.Source, out: RunFolder, report: Report, verbose: bool) -> result.Result:
     """Run `config` into `out`, or go on where `out` already holds this very run."""
     _quiet_optuna(verbose)
-    if out.prepare(config):
+    if out.prepare(config) and out.study.exists():
         return resume_run(out, report, verbose, config.time_limit, config.trials, config.workers)
     dataset, context, selector = _prepare(config, source)
     smallest = smallest_file(config, context, selector)
     config = config.with_time_limit(dataset.spec.values)
     report.plan(config, dataset, out, smallest)
-    out.create(config, versions())
+    out.create(config, versions())  # a copy of `init` too: the run must not depend on a file that may change
     with out.locked():
         study = studies.create(out.study)
         study.set_user_attr("smallest_bytes", smallest)
@@ -79,6 +79,7 @@ def resume_run(
     _quiet_optuna(verbose)
     config = SearchConfig.load(out.config)
     updates = {"time_limit": time_limit, "trials": trials, "workers": workers}
+    check_limits(time_limit, trials, workers)
     config = config.model_copy(update={k: v for k, v in updates.items() if v is not None})
     with out.locked():
         study = studies.load(out.study)
@@ -88,7 +89,8 @@ def resume_run(
             except InputError:
                 pass  # fixed but not tested yet: only the final phase is left
         source = data.open_source(config.dataset, config.data_root)
-        dataset, context, selector = _prepare(config, source)
+        kept = config.model_copy(update={"init": out.init_copy(config)})
+        dataset, context, selector = _prepare(kept, source)
         if study.user_attrs.get("split_hash", dataset.spec.split_hash) != dataset.spec.split_hash:
             raise InputError(f"{config.dataset} is not the dataset that the run {str(out)!r} was started with")
         if "smallest_bytes" not in study.user_attrs:
@@ -143,11 +145,11 @@ def _drive(
     verbose: bool,
     earlier: float = 0.0,
 ) -> result.Result:
-    torch.set_num_threads(1)  # the workers have the cores; asking the sampler is faster on one thread too
     study.set_user_attr("split_hash", dataset.spec.split_hash)
     assert config.time_limit is not None
     progress = Progress(config.time_limit, config.workers, earlier)
     progress.ended = [r for r in studies.records(study) if r.state not in ("running", "waiting")]
+    threads = torch.get_num_threads()
     observer = report.watch(progress)
     try:
         with _interruptible() as interrupted, engine.ray_session(config.workers, config.gpus, verbose) as scratch:
@@ -159,6 +161,7 @@ def _drive(
             finish(Final(config, out, study, dataset, progress, observer, interrupted))
             progress.phase = "closing"
     finally:
+        torch.set_num_threads(threads)
         observer.close()
     found = result.read(out.path)
     files.write_reports(found, progress.ended)
@@ -177,15 +180,19 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
     design = Design(config, context, run.selector)
     if not run.study.get_trials(deepcopy=False):
         design.enqueue(run.study)
+    torch.set_num_threads(1)  # the workers have the cores; asking the sampler is faster on one thread too
     progress.phase = "searching"
     searcher = StudySearcher(
         run.study, config.space, context, run.selector, design.most_ipc, config.trials, progress, run.observer
     )
 
     def stop() -> bool:
-        candidates = min(MOST_CANDIDATES, max(2, len(progress.complete())))
+        finished = len(progress.complete())
+        candidates = min(MOST_CANDIDATES, max(2, finished))
         reserve = min(progress.final_seconds(candidates, config.protocol.seeds), 0.5 * progress.time_limit)
-        searcher.closing = run.interrupted() or progress.elapsed + reserve > progress.time_limit
+        # a late file is better than none: without one the limit counts twice
+        late = progress.elapsed > (progress.time_limit - reserve if finished else 2 * progress.time_limit)
+        searcher.closing = run.interrupted() or late
         return searcher.closing
 
     scheduler = FrontHalving(studies.records(run.study))
