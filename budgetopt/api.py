@@ -37,7 +37,7 @@ def search(
 
     budget: `"30kb"` = 30,000 bytes, `"240kbit"`, or a number of bytes. dataset: `digits`, a torchvision dataset by
     name, or a `.npz`. objectives, space, protocol: names of shipped files or paths of your own TOML files. time_limit:
-    seconds of the whole call (default: 285 for small samples, else 3,600). out: run folder (default: a new one under
+    seconds of the whole call (default: 270 for small samples, else 3,600). out: run folder (default: a new one under
     `runs/`); one that holds this very run is gone on with.
 
     Raises `InputError` for wrong input before anything is written, `BudgetoptError` if no trial gives a file. Call it
@@ -99,21 +99,19 @@ def evaluate(
 
     from budgetopt import data, evaluation
     from budgetopt import protocol as protocols
-    from budgetopt.errors import unknown_name
-    from budgetopt.networks import NETWORKS
-    from budgetopt.packing import read_file, unpack
+    from budgetopt.networks import check_shape
+    from budgetopt.packing import unpack_file
     from budgetopt.search.folder import RunFolder
 
     file = Path(path)
     if not file.is_file():
         raise InputError(f"cannot read {str(file)!r}: no such file")
-    content = read_file(file)
-    packed = unpack(content)
+    content, packed = unpack_file(file)
     protocol = protocols.from_field(packed.protocol)
     if network is not None:
-        if network not in NETWORKS:
-            raise unknown_name("network", network, NETWORKS)
+        check_network(network)
         protocol = protocol.model_copy(update={"network": network})
+    check_shape(protocol.network, packed.shape)
     if seeds is not None and not 1 <= seeds <= 1000:
         raise InputError(f"seeds must be in 1..1000, got {seeds}")
     run = RunFolder.enclosing(file)
@@ -128,6 +126,15 @@ def evaluate(
     if run is not None:
         run.count_test_evaluation(file)
     return found
+
+
+def check_network(name: str | None) -> None:
+    """Raise `InputError` for an unknown network; None is the protocol's own."""
+    from budgetopt.errors import unknown_name
+    from budgetopt.networks import NETWORKS
+
+    if name is not None and name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
 
 
 def default_out(dataset: str, budget: int) -> Path:

@@ -138,10 +138,7 @@ def pick(
         target = target / source.name
     if target.exists():
         raise InputError(f"{str(target)!r} exists already: name another file with --out")
-    try:
-        target.write_bytes(source.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
+    _write(target, source.read_bytes())
     print(f"budget {limit}\n{target}: {line}")
 
 
@@ -156,7 +153,10 @@ def evaluate(
     """Train on the packed file alone and report test accuracy."""
     from budgetopt import api
 
-    for name in network.split(",") if network else [None]:
+    names = network.split(",") if network else [None]
+    for name in names:
+        api.check_network(name)
+    for name in names:
         found = api.evaluate(file, dataset, network=name, seeds=seeds, data_root=data_root)
         interval = "" if math.isnan(found.half_width) else f" ± {found.half_width:.2%} (95 %)"
         print(
@@ -171,8 +171,9 @@ def evaluate(
 def inspect(file: PackedFile) -> None:
     """Show header, allocation, protocol, and where every byte goes."""
     from budgetopt import inspection
+    from budgetopt.packing import unpack_file
 
-    data = inspection.read(file)
+    data, _ = unpack_file(file)
     facts, parts = inspection.describe(data)
     allocation = inspection.allocation_of(file, data)
     if allocation is not None:
@@ -193,13 +194,11 @@ def export(
 ) -> None:
     """Write the decoded samples as npz (x, y, mean, std) or png."""
     from budgetopt import inspection
+    from budgetopt.packing import unpack_file
 
-    content = inspection.export(inspection.read(file), to)
+    content = inspection.export(unpack_file(file)[0], to)
     target = out or Path(f"{file.stem}.{to}")
-    try:
-        target.write_bytes(content)
-    except OSError as error:
-        raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
+    _write(target, content)
     print(f"{target}: {len(content):,} bytes")
 
 
@@ -224,6 +223,8 @@ def trial(
     """Run one allocation by hand in this process, without Ray and Optuna."""
     from budgetopt import single
 
+    if out is not None and not out.resolve().parent.is_dir():
+        raise InputError(f"cannot write {str(out)!r}: no such folder")
     reports = single.run(
         dataset=dataset,
         method=method,
@@ -242,7 +243,7 @@ def trial(
         full = "full protocol" if last.last else "short training"
         print(f"step {last.step}: {len(last.data):,} bytes, validation {accuracies} ({full}){loss}", flush=True)
     if out is not None and last is not None:
-        out.write_bytes(last.data)
+        _write(out, last.data)
         print(f"{out}: {len(last.data):,} bytes")
 
 
@@ -278,6 +279,13 @@ def seconds(text: str | None) -> float | None:
     return value
 
 
+def _write(target: Path, content: bytes) -> None:
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
+
+
 def _console() -> Any:
     from rich.console import Console
 
@@ -309,7 +317,7 @@ def _print_front(console: Any, result: Any) -> None:
 def main() -> NoReturn:
     """Entry point. Errors for users end in one line; exit code 2: wrong input, 1: a run that failed, 130: Ctrl-C."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer turns Ctrl-C into the code 130
     except (InputError, PackedFileError) as error:
         _exit(error, 2)
     except BudgetoptError as error:
@@ -320,9 +328,21 @@ def main() -> NoReturn:
         sys.exit(0)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: unknown option, missing argument
-            _exit(error.format_message(), 2)
+            message = error.format_message() + _given(error)
+            sys.exit(2) if not message else _exit(message, 2)
         raise
-    sys.exit(0)
+    if code == 130:
+        _exit("interrupted", 130)
+    sys.exit(code or 0)
+
+
+def _given(error: Any) -> str:
+    """The value that an option was given: typer's messages leave it out."""
+    for option in getattr(getattr(error, "param", None), "opts", []):
+        for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+            if word == option or word.startswith(f"{option}="):
+                return f", got {word.partition('=')[2] or following!r}"
+    return ""
 
 
 def _exit(error: object, code: int) -> NoReturn:

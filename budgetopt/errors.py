@@ -23,7 +23,7 @@ class TrialFailure(BudgetoptError, RuntimeError):
     """A trial that cannot give a figure (NaN, diverged, out of memory). Recorded; the search goes on."""
 
 
-class OverBudget(BudgetoptError):
+class OverBudget(InputError):
     """The set of an allocation cannot be made to fit the budget: the trial is infeasible."""
 
 

@@ -65,6 +65,7 @@ def near_front(size: np.ndarray, accuracy: np.ndarray, error: np.ndarray, most: 
     if len(order) > most and on_front[order[:most]].all() and on_front.sum() > most:
         # More members than places: the most accurate one, then those spread over log2(bytes).
         members = sorted(np.flatnonzero(on_front), key=lambda i: size[i])
-        picks = np.unique(np.round(np.linspace(0, len(members) - 1, most)).astype(int))
-        return np.array([members[p] for p in picks])
+        sizes = np.log2(size[members])
+        wanted = np.linspace(sizes[-1], sizes[0], most)  # the largest member is the most accurate
+        return np.array([members[i] for i in dict.fromkeys(int(np.abs(sizes - w).argmin()) for w in wanted)])
     return np.array(order[:most], dtype=np.int64)

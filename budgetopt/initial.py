@@ -27,13 +27,16 @@ def read(path: str | Path, spec: DataSpec) -> InitialSet:
         x, y = _from_npz(path)
     else:
         raise InputError(f"--init takes a .bopt or .npz file, got {str(path)!r}")
-    x = to_channels_first(np.asarray(x)).astype(np.float32)
+    if not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x):
+        raise InputError(f"{path}: samples must be numbers, got dtype {x.dtype}")
+    x = to_channels_first(x).astype(np.float32)
     if x.shape[1:] != spec.shape or y.shape != (len(x),):
         raise InputError(f"{path}: samples {x.shape} and labels {y.shape} do not match {spec.name}, shape {spec.shape}")
     if not np.isfinite(x).all():
         raise InputError(f"{path}: samples hold NaN or infinite values")
-    counts = np.bincount(y, minlength=spec.classes) if y.min() >= 0 else np.zeros(0)
-    if len(counts) != spec.classes or (counts == 0).any():
+    in_range = y.min() >= 0 and y.max() < spec.classes
+    counts = np.bincount(y, minlength=spec.classes) if in_range else np.zeros(1)
+    if (counts == 0).any():
         raise InputError(f"{path}: every class 0..{spec.classes - 1} of {spec.name} needs a sample, and no other class")
     return InitialSet(x[np.argsort(y, kind="stable")], tuple(int(c) for c in counts))
 

@@ -11,19 +11,11 @@ import numpy as np
 from budgetopt import protocol as protocols
 from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError
-from budgetopt.packing import PackedSet, read_file, sections, unpack
+from budgetopt.packing import PackedSet, sections, unpack
 from budgetopt.packing.container import FORMAT_VERSION
 from budgetopt.search.folder import RunFolder
 
 EXPORTS = ("npz", "png")
-
-
-def read(path: str | Path) -> bytes:
-    """The bytes of the file at `path`; raises `InputError` where it cannot be read."""
-    try:
-        return read_file(path)
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
 
 def describe(data: bytes) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]:

@@ -20,8 +20,8 @@ def best_within(run: str | Path, budget: Budget) -> tuple[Path, str]:
         points = []
     if points:
         point = min(points, key=lambda p: (-p.validation, p.bytes))
-        half = (point.interval[1] - point.interval[0]) / 2
-        return point.path, f"{point.bytes:,} bytes, test accuracy {point.accuracy:.1%} ± {half:.1%}, {point.allocation}"
+        accuracy = f"{point.accuracy:.1%} ± {point.half_width:.1%}"
+        return point.path, f"{point.bytes:,} bytes, test accuracy {accuracy}, {point.allocation}"
     from budgetopt.search.study import load, records
 
     done = [r for r in records(load(folder.study)) if r.state == "complete" and r.file and r.bytes]

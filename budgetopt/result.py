@@ -23,6 +23,7 @@ class FrontPoint:
 
     bytes: int
     accuracy: float
+    half_width: float  # of the 95 % interval, before it is cut at 0 and 1
     interval: tuple[float, float]
     binomial: float  # half of the 95 % interval from the finite test split
     validation: float
@@ -94,6 +95,7 @@ def _point(folder: Path, member: dict[str, Any]) -> FrontPoint:
     return FrontPoint(
         bytes=member["bytes"],
         accuracy=test["accuracy"],
+        half_width=half,
         interval=(max(0.0, test["accuracy"] - half), min(1.0, test["accuracy"] + half)),
         binomial=test["binomial_half_width"],
         validation=validation["accuracy"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from budgetopt import data, initial, objective, protocol, quantizers, transforms, trial
+from budgetopt import data, initial, networks, objective, protocol, quantizers, transforms, trial
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
@@ -24,7 +24,8 @@ def allocation(
         raise unknown_name("transform", transform, transforms.TRANSFORMS)
     family = quantizers.QUANTIZERS[quantizer]
     clipping = clipping or family.clippings[0]
-    family.check(levels, clipping)
+    family.check_levels(levels)
+    family.check_clipping(clipping)
     return Allocation(Path(method).stem, selection, ipc, transform, quantizer, levels, clipping)
 
 
@@ -45,12 +46,15 @@ def run(
         if steps < 0:
             raise InputError(f"steps must not be negative, got {steps}")
         chosen = chosen.model_copy(update={"steps": steps})
+    if seed < 0:
+        raise InputError(f"the seed must not be negative, got {seed}")
     source = data.open_source(dataset, data_root)
     recipe = protocol.resolve(protocol_name or source.protocol)
     limit = None if budget is None else Budget.parse(budget)
     if limit is not None:
         print(f"budget: {limit}")
     prepared = Dataset.prepare(source, seed)
+    networks.check_shape(recipe.network, prepared.spec.shape)
     context = trial.TrialContext(
         train=prepared.train,
         val=prepared.val,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from budgetopt import declarative
 from budgetopt.allocation import SELECTIONS, Allocation
@@ -23,20 +23,30 @@ class QuantizerChoice(declarative.Strict):
     levels: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
     clipping: Names
 
-    @model_validator(mode="after")
-    def _offered(self) -> QuantizerChoice:
+    @field_validator("family")
+    @classmethod
+    def _known_family(cls, family: str) -> str:
         from budgetopt.quantizers import QUANTIZERS
-        from budgetopt.quantizers import build as build_quantizer
 
-        if self.family not in QUANTIZERS:
-            raise ValueError(f"unknown family, known are {', '.join(QUANTIZERS)}")
-        for levels in self.levels:
-            for clipping in self.clipping:
-                try:
-                    build_quantizer(self.family, levels, clipping)
-                except InputError as error:
-                    raise ValueError(str(error)) from None
-        return self
+        return _known((family,), tuple(QUANTIZERS))[0]
+
+    @field_validator("levels", "clipping")
+    @classmethod
+    def _offered(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        from budgetopt.quantizers import QUANTIZERS
+
+        if "family" not in info.data:  # already reported
+            return values
+        family = QUANTIZERS[info.data["family"]]
+        for value in values:
+            try:
+                if info.field_name == "levels":
+                    family.check_levels(value)
+                else:
+                    family.check_clipping(value)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return values
 
 
 class IpcRange(declarative.Strict):
@@ -104,12 +114,14 @@ class SearchSpace(declarative.Strict):
         }
 
     def smallest(self, objective: str) -> list[Allocation]:
-        """Allocations of the fewest samples and levels, one for each transform and family: one of them makes the
-        smallest file of the space, up to a few bytes."""
+        """Allocations of the fewest samples and levels, with every other choice: one of them makes the smallest file of
+        the space (random selection apart, which depends on the allocation)."""
         return [
-            Allocation(objective, self.selection[0], self.ipc.min, transform, c.family, min(c.levels), c.clipping[0])
+            Allocation(objective, selection, self.ipc.min, transform, c.family, min(c.levels), clipping)
             for transform in self.transform
             for c in self.quantizer
+            for clipping in c.clipping
+            for selection in self.selection
         ]
 
     def sorted_levels(self) -> SearchSpace:

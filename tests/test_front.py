@@ -167,7 +167,6 @@ def test_members_over_the_cap_are_spread_and_hold_the_most_accurate(most):
     assert gaps.max() <= 2.01 * gaps.min()  # 40 places in equal steps, rounded to whole places
 
 
-@pytest.mark.xfail(strict=True, reason="bug: with one place linspace takes the smallest member, not the most accurate")
 def test_a_single_place_goes_to_the_most_accurate():
     found = near_front(np.array([10, 20, 30]), np.array([0.5, 0.6, 0.7]), np.full(3, 0.01), 1)
     assert found.tolist() == [2]

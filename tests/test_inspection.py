@@ -6,7 +6,7 @@ from PIL import Image
 
 from budgetopt import inspection, load
 from budgetopt.errors import InputError, PackedFileError
-from budgetopt.packing import Identity, PackedSet, UniformLevels, pack
+from budgetopt.packing import Identity, PackedSet, UniformLevels, pack, unpack_file
 from budgetopt.protocol import Protocol
 
 
@@ -121,4 +121,4 @@ def test_damaged_files(to):
 def test_files_that_cannot_be_read(tmp_path):
     for path in (tmp_path / "absent.bopt", tmp_path):
         with pytest.raises(InputError, match="cannot read"):
-            inspection.read(path)
+            unpack_file(path)

@@ -1,4 +1,4 @@
-"""The README as a newcomer follows it: every command and code block, in a fresh copy with a virtual environment of its own."""
+"""The README as a newcomer follows it: every command and code block, in a fresh copy with its own environment."""
 
 import http.client
 import re

@@ -162,7 +162,6 @@ def test_the_neighbour_of_a_giant_nearly_fills_the_budget(bench):
     assert len(made.study.trials) <= 3  # the giant, and at most two steps towards what fits
 
 
-@pytest.mark.xfail(strict=True, reason="bug: what is too large and its neighbour that has run propose each other")
 def test_neighbours_do_not_send_each_other_round_in_circles(bench, monkeypatch):
     monkeypatch.setattr(module, "MOST_ASKS", 20)
     made = bench()
@@ -304,7 +303,6 @@ def test_a_worker_that_dies_after_a_rung_keeps_it(started):
 
 
 @pytest.mark.filterwarnings("ignore:The value nan is not acceptable")
-@pytest.mark.xfail(strict=True, reason="bug: an accuracy that is NaN ends as FAIL without a reason or a message")
 def test_nan_is_a_failure_with_a_message(started):
     made, allocation = started
     made.searcher.on_trial_complete("t", made.report(allocation, 1, True, accuracy=float("nan")))

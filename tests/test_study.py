@@ -114,7 +114,6 @@ def test_a_database_that_is_cut(path, study):
         studies.records(studies.load(cut))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: loading a foreign or empty database writes Optuna's tables into it")
 def test_a_foreign_database_is_left_alone(path):
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE photos (name TEXT)")

@@ -29,6 +29,10 @@ class Source(ABC):
     def test_arrays(self) -> Arrays:
         """As `train_arrays`."""
 
+    def check_test_part(self, shape: tuple[int, ...]) -> None:  # noqa: B027 - most sources always have one
+        """Raise `InputError` where the test part is missing or of another shape, without reading its values: a search
+        must not find that out at its end."""
+
     def checked_test(self, shape: tuple[int, ...], classes: int) -> Split:
         """The test part, validated against what a packed file or a training part declares."""
         x, y = self.test_arrays()
@@ -126,11 +130,19 @@ class Dataset:
 
 def to_channels_first(x: np.ndarray) -> np.ndarray:
     """(n, h, w) or (n, h, w, c) with c = 1 or 3 → (n, c, h, w); anything else unchanged."""
-    if x.ndim == 3:
-        return x[:, None]
-    if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+    wanted = channels_first_shape(x.shape)
+    if x.ndim == 4 and wanted != x.shape:
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    return x
+    return x.reshape(wanted)
+
+
+def channels_first_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `to_channels_first` gives to an array of `shape`."""
+    if len(shape) == 3:
+        return (shape[0], 1, *shape[1:])
+    if len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
+        return (shape[0], shape[3], *shape[1:3])
+    return shape
 
 
 def _validated(x: np.ndarray, y: np.ndarray, where: str) -> Arrays:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from budgetopt.data.dataset import Arrays, Source, to_channels_first
+from budgetopt.data.dataset import Arrays, Source, channels_first_shape, to_channels_first
 from budgetopt.errors import InputError
 
 
@@ -23,13 +23,21 @@ class NpzFile(Source):
         first = next((k for k in ("x_train", "x_test") if k in arrays), None)
         if first is None:
             raise InputError(f"{path}: no x_train; a dataset has x_train, y_train, x_test and y_test")
-        self.protocol = "tabular-1" if _axes(path, first) == 2 else "image-1"
+        self.protocol = "tabular-1" if len(_shape(path, first)) == 2 else "image-1"
 
     def train_arrays(self) -> Arrays:
         return self._pair("train")
 
     def test_arrays(self) -> Arrays:
         return self._pair("test")
+
+    def check_test_part(self, shape: tuple[int, ...]) -> None:
+        missing = [name for name in ("x_test", "y_test") if name not in self._read([])]
+        if missing:
+            raise InputError(f"{self.path}: no {' and '.join(missing)}: the front is reported on a test part")
+        found = channels_first_shape(_shape(self.path, "x_test"))[1:]
+        if found != shape:
+            raise InputError(f"{self.path}: test samples have shape {found}, training samples {shape}")
 
     def _pair(self, part: str) -> Arrays:
         arrays = self._read([f"x_{part}", f"y_{part}"])
@@ -51,12 +59,12 @@ class NpzFile(Source):
             raise InputError(f"cannot read the dataset {str(self.path)!r}: {error}") from None
 
 
-def _axes(path: Path, name: str) -> int:
-    """Number of axes of one array, read from its header alone."""
+def _shape(path: Path, name: str) -> tuple[int, ...]:
+    """Shape of one array, read from its header alone."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
             version = np.lib.format.read_magic(member)
             reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return len(reader(member)[0])
+            return tuple(reader(member)[0])
     except Exception as error:  # as above
         raise InputError(f"cannot read the dataset {str(path)!r}: {error}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +46,20 @@ class Method(ABC):
         """Perform one optimisation step; return the loss before it."""
 
 
-def quantizer_optimizer(representation: Representation, lr: float) -> torch.optim.Optimizer | None:
-    """Adam on the quantizer's parameters. Its steps have the size of `lr` whatever the loss is scaled to, so `lr` is
-    relative to the parameter's initial size."""
-    parameters: Iterable[torch.nn.Parameter] = representation.quantizer.parameters()
-    groups = [{"params": [p], "lr": lr * float(p.detach().abs().mean())} for p in parameters]
-    return torch.optim.Adam(groups) if groups else None
+class Optimizers:
+    """The optimiser of the samples, and Adam on the quantizer's parameters where it has any. Adam's steps have the size
+    of `lr_quantizer` whatever the loss is scaled to; it is relative to the parameter's initial size."""
+
+    def __init__(self, image: torch.optim.Optimizer, representation: Representation, lr_quantizer: float) -> None:
+        parameters = representation.quantizer.parameters()
+        groups = [{"params": [p], "lr": lr_quantizer * float(p.detach().abs().mean())} for p in parameters]
+        self._all = [image, torch.optim.Adam(groups)] if groups else [image]
+
+    def descend(self, loss: torch.Tensor) -> float:
+        """One step down the gradient of `loss`; returns its value."""
+        for optimizer in self._all:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in self._all:
+            optimizer.step()
+        return float(loss.detach())

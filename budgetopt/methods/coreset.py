@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from budgetopt.methods.base import Method, TrainingData, quantizer_optimizer
+from budgetopt.methods.base import Method, Optimizers, TrainingData
 from budgetopt.objective import CoresetObjective
 from budgetopt.representation import Representation
 
@@ -23,20 +23,12 @@ class Refinement(Method):
         self._data, self._representation, self._generator = data, representation, generator
         original = representation.transform.inverse(representation.latent.detach() * representation.unit)
         self._original = data.standardized(original)
-        self._image = torch.optim.Adam([representation.latent], lr=objective.lr_image)
-        self._quantizer = quantizer_optimizer(representation, objective.lr_quantizer)
+        image = torch.optim.Adam([representation.latent], lr=objective.lr_image)
+        self._optimizers = Optimizers(image, representation, objective.lr_quantizer)
 
     def step(self) -> float:
         network = self._data.random_network(self._generator)
         with torch.no_grad():
             target = network.embed(self._original)
         features = network.embed(self._data.standardized(self._representation()))
-        loss = ((features - target) ** 2).sum(1).mean()
-        self._image.zero_grad()
-        if self._quantizer:
-            self._quantizer.zero_grad()
-        loss.backward()
-        self._image.step()
-        if self._quantizer:
-            self._quantizer.step()
-        return float(loss.detach())
+        return self._optimizers.descend(((features - target) ** 2).sum(1).mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from budgetopt.methods.base import Method, TrainingData, quantizer_optimizer
+from budgetopt.methods.base import Method, Optimizers, TrainingData
 from budgetopt.methods.target_bank import Condition, TargetBank, class_means, real_means
 from budgetopt.objective import DistributionMatchingObjective
 from budgetopt.representation import Representation
@@ -28,22 +28,14 @@ class DistributionMatching(Method):
     ) -> None:
         self._objective, self._data, self._representation, self._bank = objective, data, representation, bank
         ipc = sum(representation.counts) / len(representation.counts)
-        self._image = torch.optim.SGD([representation.latent], lr=objective.lr_image * ipc, momentum=objective.momentum)
-        self._quantizer = quantizer_optimizer(representation, objective.lr_quantizer)
+        image = torch.optim.SGD([representation.latent], lr=objective.lr_image * ipc, momentum=objective.momentum)
+        self._optimizers = Optimizers(image, representation, objective.lr_quantizer)
         self._generator = generator
         self._order: list[int] = []
 
     def step(self) -> float:
         condition, target = self._next_target()
-        loss = self.loss(condition, target)
-        self._image.zero_grad()
-        if self._quantizer:
-            self._quantizer.zero_grad()
-        loss.backward()
-        self._image.step()
-        if self._quantizer:
-            self._quantizer.step()
-        return float(loss.detach())
+        return self._optimizers.descend(self.loss(condition, target))
 
     def loss(self, condition: Condition, target: torch.Tensor) -> torch.Tensor:
         """Matching loss under one condition; target: (classes, d) mean embeddings of the real data."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from budgetopt.errors import unknown_name
+from budgetopt.errors import InputError, unknown_name
 from budgetopt.networks.base import Network
 from budgetopt.networks.convnet import ConvNet
 from budgetopt.networks.mlp import MLP
@@ -27,6 +27,13 @@ def build(name: str, shape: tuple[int, ...], classes: int, width: int, generator
     network = network.to_empty(device="cpu")
     initialise(network, generator)
     return network
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Raise `InputError` where network `name` cannot take samples of `shape`."""
+    if len(shape) not in NETWORKS[name].axes:
+        fitting = ", ".join(n for n, network in NETWORKS.items() if len(shape) in network.axes)
+        raise InputError(f"network {name!r} does not take samples of shape {shape}: use a protocol with {fitting}")
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 class Network(nn.Module, ABC):
     """x: (n, ...) float32, standardised → logits (n, classes)."""
 
+    axes: ClassVar[tuple[int, ...]]  # of one sample, that the network takes: 3 for images, 1 for feature vectors
     features: nn.Module
     classifier: nn.Linear
 

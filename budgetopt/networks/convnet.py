@@ -17,6 +17,8 @@ def depth_for(resolution: int) -> int:
 class ConvNet(Network):
     """x: (n, c, h, w) → logits (n, classes)."""
 
+    axes = (3,)
+
     def __init__(self, shape: tuple[int, ...], classes: int, width: int) -> None:
         super().__init__(shape, classes, width)
         channels, height, width_px = shape

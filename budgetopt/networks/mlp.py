@@ -12,6 +12,8 @@ from budgetopt.networks.base import Network
 class MLP(Network):
     """x: (n, ...), flattened here → logits (n, classes)."""
 
+    axes = (1, 3)
+
     def __init__(self, shape: tuple[int, ...], classes: int, width: int) -> None:
         super().__init__(shape, classes, width)
         hidden = 4 * width

@@ -11,7 +11,7 @@ Invariants, numbered so that code and tests can name them:
 5. `unpack(pack(s)) == s`, and `pack(unpack(b)) == b` for every `b` that this version's `pack` wrote.
 """
 
-from budgetopt.packing.container import FORMAT_VERSION, PackedSet, pack, read_file, sections, unpack
+from budgetopt.packing.container import FORMAT_VERSION, PackedSet, pack, read_file, sections, unpack, unpack_file
 from budgetopt.packing.inverse import Identity, Standardize
 from budgetopt.packing.levels import ApotLevels, LevelTable, UniformLevels
 from budgetopt.packing.loading import LoadedSet, load
@@ -30,4 +30,5 @@ __all__ = [
     "read_file",
     "sections",
     "unpack",
+    "unpack_file",
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from budgetopt.errors import InputError, PackedFileError
 from budgetopt.packing import coders, inverse, levels
 from budgetopt.packing.errors import (
     BadHeader,
@@ -146,6 +147,19 @@ def read_file(path: str | Path) -> bytes:
     if size > MAX_FILE_BYTES:
         raise TooLarge(f"{path} is larger than {MAX_FILE_BYTES:,} bytes")
     return data
+
+
+def unpack_file(path: str | Path) -> tuple[bytes, PackedSet]:
+    """Read and parse the file at `path`. Raises `InputError` where it cannot be read, and what `unpack` raises, with
+    the path in front."""
+    try:
+        data = read_file(path)
+        return data, unpack(data)
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except PackedFileError as error:
+        message = str(error)
+        raise (error if str(path) in message else type(error)(f"{path}: {message}")) from None
 
 
 def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from budgetopt.errors import InputError
-from budgetopt.packing.container import PackedSet, read_file, unpack
+from budgetopt.packing.container import PackedSet, unpack_file
 
 if TYPE_CHECKING:
     import torch.utils.data
@@ -89,8 +89,5 @@ def load(path: str | Path) -> LoadedSet:
     Raises `PackedFileError` (a `ValueError`) for a file that breaks a rule of the format, `InputError` for one
     that cannot be read.
     """
-    try:
-        data = read_file(path)
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    return LoadedSet(unpack(data), len(data))
+    data, packed = unpack_file(path)
+    return LoadedSet(packed, len(data))

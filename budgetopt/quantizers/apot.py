@@ -29,8 +29,8 @@ class Apot(Quantizer):
         self.alpha = nn.Parameter(torch.ones(()))
 
     @classmethod
-    def check(cls, levels: int, clipping: str) -> None:
-        super().check(levels, clipping)
+    def check_levels(cls, levels: int) -> None:
+        super().check_levels(levels)
         if levels not in LEVELS:
             raise InputError(f"apot offers {', '.join(map(str, LEVELS))} levels, got {levels}")
 

@@ -24,14 +24,19 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(self, levels: int, clipping: str) -> None:
         super().__init__()
-        self.check(levels, clipping)
+        self.check_levels(levels)
+        self.check_clipping(clipping)
         self.levels, self.clipping = levels, clipping
 
     @classmethod
-    def check(cls, levels: int, clipping: str) -> None:
-        """Raise `InputError` for values this family does not offer."""
+    def check_levels(cls, levels: int) -> None:
+        """Raise `InputError` for a number of levels that this family does not offer."""
         if not 2 <= levels <= 256:
             raise InputError(f"levels must be in 2..256, got {levels}")
+
+    @classmethod
+    def check_clipping(cls, clipping: str) -> None:
+        """Raise `InputError` for a clipping that this family does not offer."""
         if clipping not in cls.clippings:
             raise InputError(f"clipping must be one of {', '.join(cls.clippings)}, got {clipping!r}")
 

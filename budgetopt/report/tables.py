@@ -73,10 +73,9 @@ def front_table(result: Result) -> Table:
     for name, justify in (("", "left"), *columns):
         table.add_column(name, justify=justify, no_wrap=name != "allocation")  # type: ignore[arg-type]
     for p in result.front:
-        half = (p.interval[1] - p.interval[0]) / 2
         note = "  (dominated on test)" if p.dominated_on_test else ""
         mark = "best" if p == result.best else ""
-        figures = (f"{p.accuracy:.1%} ± {half:.1%}", f"{p.validation:.1%}")
+        figures = (f"{p.accuracy:.1%} ± {p.half_width:.1%}", f"{p.validation:.1%}")
         table.add_row(mark, f"{p.bytes:,}", *figures, f"{p.allocation}{note}")
     for name, reference in result.references.items():
         size = f"{reference['bytes']:,}" if reference["bytes"] else "n/a"

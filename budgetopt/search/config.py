@@ -19,7 +19,7 @@ from budgetopt.space import SearchSpace
 BASELINE = "coreset"  # in every search, whatever objectives are named
 DEFAULT_OBJECTIVES = ("coreset", "dm")
 SMALL_SAMPLE = 256  # values; searches on larger samples get an hour by default
-DEFAULT_TIME, DEFAULT_TIME_LARGE = 285.0, 3600.0  # seconds
+DEFAULT_TIME, DEFAULT_TIME_LARGE = 270.0, 3600.0  # seconds
 
 
 class SearchConfig(declarative.Strict):

@@ -28,13 +28,17 @@ _QUIET = {
 }
 
 
+# For the worker processes, read by glibc when they start: keep freed activations instead of returning them to the
+# system and faulting them in again at every step (a training step of 128 28×28 images: 95 → 57 ms on one core).
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+
+
 @contextmanager
 def ray_session(workers: int, gpus: int, verbose: bool) -> Iterator[Path]:
     """A private Ray on this machine, closed and its folder removed at the end; → that folder. A Ray that the caller has
     already started is used, and left running."""
-    for name, value in _QUIET.items():
-        if not verbose:
-            os.environ.setdefault(name, value)
+    for name, value in (_ALLOCATOR if verbose else _QUIET | _ALLOCATOR).items():
+        os.environ.setdefault(name, value)
     _remove_orphans()
     # short: socket paths inside it are limited to 107 bytes
     folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))

@@ -59,8 +59,11 @@ class RunFolder:
         return True
 
     def create(self, config: SearchConfig, versions: dict[str, Any]) -> None:
-        for folder in (self.path, self.trials, self.artifacts):
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in (self.path, self.trials, self.artifacts):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {str(self)!r}: {error.strerror}") from None
         if config.init is not None:
             write_atomically(self._init_path(config.init), Path(config.init).read_bytes())
         write_atomically(self.versions, (json.dumps(versions, indent=2) + "\n").encode())

@@ -19,7 +19,7 @@ import optuna
 import platformdirs
 import torch
 
-from budgetopt import data, initial, result
+from budgetopt import data, initial, networks, result
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import InputError
 from budgetopt.methods import target_bank
@@ -81,6 +81,7 @@ def resume_run(
     updates = {"time_limit": time_limit, "trials": trials, "workers": workers}
     check_limits(time_limit, trials, workers)
     config = config.model_copy(update={k: v for k, v in updates.items() if v is not None})
+    studies.check(out.study)  # before the lock is written
     with out.locked():
         study = studies.load(out.study)
         if out.front_json.exists():
@@ -105,6 +106,8 @@ def resume_run(
 
 def _prepare(config: SearchConfig, source: data.Source) -> tuple[Dataset, TrialContext, Selector]:
     dataset = Dataset.prepare(source, config.seed)
+    networks.check_shape(config.protocol.network, dataset.spec.shape)
+    source.check_test_part(dataset.spec.shape)
     init = None if config.init is None else initial.read(config.init, dataset.spec)
     context = TrialContext(
         train=dataset.train,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,11 @@ class StudySearcher(Searcher):
             for r in earlier
             if r.allocation and r.state in ("complete", "stopped", "infeasible", "failed")
         }
+        # smallest IPC known to be over budget, by allocation with its IPC set aside
+        self._too_large: dict[Allocation, int] = {}
+        for r in earlier:
+            if r.allocation and r.message == records.OVER_BEFORE:
+                self._remember_too_large(r.allocation)
         self.count = sum(r.state in ("complete", "stopped", "infeasible", "failed") for r in earlier)
         self.exhausted = False
         self.closing = False  # the run is being stopped: what ends now is interrupted, not judged
@@ -106,6 +113,7 @@ class StudySearcher(Searcher):
         if size <= budget:
             return False
         self._prune(trial, records.OVER_BEFORE)
+        self._remember_too_large(allocation)
         # the file grows a little faster than the samples, since small sets pay for fewer rare symbols
         smaller = int(min(allocation.ipc, max(self._context.spec.class_counts)) * budget / size * 0.98)
         if smaller >= self._space.ipc.min:
@@ -117,17 +125,20 @@ class StudySearcher(Searcher):
         self._study.tell(trial, state=TrialState.PRUNED)
 
     def _enqueue_unseen(self, allocation: Allocation) -> None:
-        table = allocation.to_dict()
+        """Enqueue the allocation of the nearest IPC that has not run and is not known to be too large."""
+        bound = self._too_large.get(replace(allocation, ipc=1), self._most_ipc + 1)
         for distance in range(1, self._most_ipc):
             for ipc in (allocation.ipc + distance, allocation.ipc - distance):
-                near = Allocation.from_dict({**table, "ipc": max(1, ipc)})
-                if self._space.ipc.min <= ipc <= self._most_ipc and near not in self._seen:
-                    self._enqueue(near, ipc)
+                if self._space.ipc.min <= ipc < bound and replace(allocation, ipc=ipc) not in self._seen:
+                    self._enqueue(allocation, ipc)
                     return
 
+    def _remember_too_large(self, allocation: Allocation) -> None:
+        kind = replace(allocation, ipc=1)
+        self._too_large[kind] = min(allocation.ipc, self._too_large.get(kind, allocation.ipc))
+
     def _enqueue(self, allocation: Allocation, ipc: int) -> None:
-        wanted = Allocation.from_dict({**allocation.to_dict(), "ipc": ipc})
-        self._study.enqueue_trial(self._space.parameters(wanted, self._most_ipc))
+        self._study.enqueue_trial(self._space.parameters(replace(allocation, ipc=ipc), self._most_ipc))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self._live and "rung" in result:
@@ -143,9 +154,11 @@ class StudySearcher(Searcher):
         trial = self._live.pop(trial_id, None)
         if trial is None:
             return
-        result = result or {}
+        result = dict(result or {})
         if "rung" in result:  # the report that made the scheduler stop it did not pass through on_trial_result
             self._record(trial, result)
+        if not math.isfinite(result.get("accuracy", 0.0)):
+            result["failure"] = f"the accuracy is {result['accuracy']}"
         if result.get("over_budget"):
             self._explain(trial, records.OVER_AFTER, result["over_budget"])
             self._study.tell(trial, state=TrialState.PRUNED)
@@ -162,6 +175,7 @@ class StudySearcher(Searcher):
             self._study.tell(trial, state=TrialState.PRUNED)
         else:  # ended by the time limit or Ctrl-C
             trial.set_user_attr("reason", records.INTERRUPTED)
+            self.count -= 1
             self._study.tell(trial, state=TrialState.FAIL)
         self._progress.running.discard(trial.number)
         ended = records.record(self._study.get_trials(deepcopy=False)[trial.number])

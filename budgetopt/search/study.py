@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,19 @@ def create(path: Path) -> optuna.Study:
     return study
 
 
-def load(path: Path) -> optuna.Study:
-    """Raises `InputError` where there is no readable study."""
+def check(path: Path) -> None:
+    """Raise `InputError` where there is no study; writes nothing."""
     if not path.is_file():
         raise InputError(f"{str(path.parent)!r} is a run folder without a study ({path.name} is missing)")
+
+
+def load(path: Path) -> optuna.Study:
+    """Raises `InputError` where there is no readable study."""
+    check(path)
     try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
+                raise KeyError("no studies in it")  # before Optuna makes its own tables there
         return optuna.load_study(storage=storage(path), study_name=NAME)
     except (KeyError, sqlite3.DatabaseError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

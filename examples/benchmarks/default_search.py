@@ -2,9 +2,9 @@
 
     python examples/benchmarks/default_search.py --out /tmp/budgetopt-default [--interrupt 60]
 
-Starts `budgetopt search --budget 30kb` as a process of its own and watches it from outside. Finished runs are kept in the
-output folder as JSON and not repeated; `--seeds 3` makes three runs. With `--interrupt S`, Ctrl-C is sent after S seconds instead
-of waiting for the end, and only the clean-up is checked.
+Starts `budgetopt search --budget 30kb` as a process of its own and watches it from outside. Finished runs are kept in
+the output folder as JSON and not repeated; `--seeds 3` makes three runs. With `--interrupt S`, Ctrl-C is sent after S
+seconds instead of waiting for the end, and only the clean-up is checked.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def main() -> None:
             row = watch(arguments.out / name, seed, arguments.interrupt)
             record.write_text(json.dumps(row, indent=2))
         row = json.loads(record.read_text())
-        print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "output"))
+        print(
+            ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "output")
+        )
 
 
 if __name__ == "__main__":

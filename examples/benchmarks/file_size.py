@@ -1,4 +1,4 @@
-"""Length of packed files against the bound 1.01·N·H0/8 + (L−1)/2·log2(N)/8 + 64 bytes, on real digits and synthetic symbols.
+"""Length of packed files against the bound 1.01·N·H0/8 + (L−1)/2·log2(N)/8 + 64 bytes, on digits and synthetic symbols.
 
     python examples/benchmarks/file_size.py
 
