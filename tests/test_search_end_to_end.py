@@ -248,6 +248,30 @@ def test_kill_of_the_driver_loses_no_finished_trial(tmp_path):
     assert "running" not in states(run)
 
 
+def test_kill_after_the_front_is_fixed_does_not_fix_it_again(tmp_path):
+    run = tmp_path / "run"
+    search = start(
+        "search", "--budget", "500", "--trials", 4, "--workers", 2, "--out", "run",
+        "--protocol", quick_protocol(tmp_path, SLOW), folder=tmp_path,
+    )  # fmt: skip
+    wait_for((run / "front.json").exists, seconds=200)
+    search.send_signal(signal.SIGKILL)
+    search.communicate()
+    fixed = json.loads((run / "front.json").read_text())
+    assert fixed["state"] == "fixed on validation"
+    assert all(member["test"] is None for member in fixed["members"])
+    known = load_study(run / "study.db").user_attrs
+    command("resume", "run", folder=tmp_path)
+    final = json.loads((run / "front.json").read_text())
+    for before, after in zip(fixed["members"], final["members"], strict=True):
+        assert {k: v for k, v in before.items() if k != "test"} == {k: v for k, v in after.items() if k != "test"}
+    assert final["best"] == fixed["best"]
+    now = load_study(run / "study.db").user_attrs
+    kept = {k: v for k, v in known.items() if k.startswith("final/")}
+    assert kept
+    assert {k: now[k] for k in kept} == kept
+
+
 def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
     run = tmp_path / "run"
     search = start(

@@ -17,6 +17,7 @@ from budgetopt.errors import BudgetoptError
 from budgetopt.evaluation import Evaluation, TrainingSet, file_seeds
 from budgetopt.front import best, hypervolume, near_front, non_dominated
 from budgetopt.packing import Identity, PackedSet, UniformLevels, pack, unpack
+from budgetopt.packing.fields import MANTISSA_LIMIT
 from budgetopt.protocol import name_of, to_field
 from budgetopt.search import engine
 from budgetopt.search.config import SearchConfig
@@ -187,7 +188,7 @@ def lossless_bytes(dataset: Dataset, config: SearchConfig) -> int | None:
     x = dataset.train.x
     low, high = float(x.min()), float(x.max())
     levels = int(high - low) + 1
-    if levels > 256 or not (x.dtype == np.uint8 or np.array_equal(x, np.round(x))):
+    if levels > 256 or abs(low) >= MANTISSA_LIMIT or not (x.dtype == np.uint8 or np.array_equal(x, np.round(x))):
         return None
     order = np.argsort(dataset.train.y, kind="stable")
     packed = PackedSet(
@@ -200,8 +201,11 @@ def lossless_bytes(dataset: Dataset, config: SearchConfig) -> int | None:
         protocol=to_field(config.protocol),
     )
     data = pack(packed)
-    if not np.array_equal(unpack(data).decode(0, 1000), x[order[:1000]].astype(np.float32)):
-        raise AssertionError("the lossless reference is not lossless")
+    decoded = unpack(data)
+    for start in range(0, len(x), 4096):  # a float copy of everything would be four times the data
+        part = slice(start, start + 4096)
+        if not np.array_equal(decoded.decode(part.start, part.stop), x[order[part]].astype(np.float32)):
+            raise AssertionError("the lossless reference is not lossless")
     return len(data)
 
 

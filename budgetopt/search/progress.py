@@ -67,7 +67,7 @@ class Progress:
         return float(np.median(self.training_seconds)) if self.training_seconds else 2.0
 
     def final_seconds(self, candidates: int, seeds: int) -> float:
-        """Expected length of the final phase: candidates retrained on validation, the front (at most all of them)
-        and the reference on test, plus half a minute of reports at most a tenth of the limit."""
+        """Expected length of the final phase: candidates retrained on validation, the front (at most all of them) and
+        the reference on test, plus the start of its workers and the reports."""
         trainings = (2 * candidates + 1) * seeds
         return trainings * self.training_time() / self.workers + min(15.0, 0.1 * self.time_limit)
