@@ -37,12 +37,14 @@ def search(
 
     budget: `"30kb"` = 30,000 bytes, `"240kbit"`, or a number of bytes. dataset: `digits`, a torchvision dataset by
     name, or a `.npz`. objectives, space, protocol: names of shipped files or paths of your own TOML files. time_limit:
-    seconds of the whole call (default: 270 for small samples, else 3,600). out: run folder (default: a new one under
-    `runs/`); one that holds this very run is gone on with.
+    seconds of the whole call (default: 270 for small samples, else 3,600; none if `trials` is given). out: run folder
+    (default: a new one under `runs/`); one that holds this very run is gone on with.
 
     Raises `InputError` for wrong input before anything is written, `BudgetoptError` if no trial gives a file. Call it
-    from the main thread if Ctrl-C is to end it in order.
+    from the main thread if Ctrl-C is to end it in order. Settings for Ray and the memory allocator of its workers are
+    put into `os.environ` where they are not there yet.
     """
+    started = time.monotonic()
     from budgetopt.report.display import Silent
     from budgetopt.search import config as configuration
     from budgetopt.search.folder import RunFolder
@@ -62,7 +64,7 @@ def search(
         init=init,
     )
     folder = RunFolder(out if out is not None else default_out(source.name, config.budget))
-    return new_run(config, source, folder, report or Silent(), verbose)
+    return new_run(config, source, folder, report or Silent(), verbose, time.monotonic() - started)
 
 
 def resume(
@@ -118,7 +120,8 @@ def evaluate(
     if dataset is None:
         if run is None:
             raise InputError(f"{str(file)!r} lies in no run folder: name the dataset with --dataset")
-        dataset, data_root = run.dataset()
+        dataset, root = run.dataset()
+        data_root = data_root or root
     test = data.open_source(dataset, data_root).checked_test(packed.shape, len(packed.counts))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = evaluation.file_seeds(content, seeds or protocol.seeds)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from budgetopt.errors import BudgetoptError, InputError, PackedFileError
+from budgetopt.errors import BudgetoptError, InputError, Interrupted, PackedFileError
 
 app = typer.Typer(
     name="budgetopt",
@@ -109,7 +109,7 @@ def front(run: Run) -> None:
     from budgetopt.search.folder import RunFolder
 
     folder, console = RunFolder.existing(run), _console()
-    if _is_final(folder):
+    if result.is_final(folder.path):
         return _print_front(console, result.read(folder.path))
     from budgetopt.report.tables import trials_table
     from budgetopt.search.progress import Progress
@@ -117,7 +117,7 @@ def front(run: Run) -> None:
 
     progress = Progress(0.0, 1, ended=records(load(folder.study)))
     console.print(trials_table(progress.front(), most=1000))
-    console.print("not finished: figures are estimates on validation, from two trainings a file", highlight=False)
+    console.print("not finished: figures are estimates on validation, not yet retrained", highlight=False)
     return None
 
 
@@ -190,7 +190,9 @@ def inspect(file: PackedFile) -> None:
 def export(
     file: PackedFile,
     to: Annotated[str, typer.Option(help="npz or png.")],
-    out: Annotated[Path | None, typer.Option(help="Target file (default: beside the current folder's name).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Target file (default: the file's name in the current folder).")
+    ] = None,
 ) -> None:
     """Write the decoded samples as npz (x, y, mean, std) or png."""
     from budgetopt import inspection
@@ -298,10 +300,6 @@ def _report(console: Any) -> Any:
     return ConsoleReport(console)
 
 
-def _is_final(folder: Any) -> bool:
-    return folder.front_json.exists() and '"state": "final"' in folder.front_json.read_text(encoding="utf-8")[:200]
-
-
 def _print_front(console: Any, result: Any) -> None:
     from budgetopt.report.plots import text_plot
     from budgetopt.report.tables import closing_lines, front_table
@@ -321,7 +319,7 @@ def main() -> NoReturn:
     except (InputError, PackedFileError) as error:
         _exit(error, 2)
     except BudgetoptError as error:
-        _exit(error, 130 if type(error).__name__ == "Interrupted" else 1)
+        _exit(error, 130 if isinstance(error, Interrupted) else 1)
     except KeyboardInterrupt:
         _exit("interrupted", 130)
     except BrokenPipeError:

@@ -27,6 +27,10 @@ class OverBudget(InputError):
     """The set of an allocation cannot be made to fit the budget: the trial is infeasible."""
 
 
+class Interrupted(BudgetoptError):
+    """Ctrl-C: what is finished is kept, the run can be resumed."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], also: str = "") -> InputError:
     """An `InputError` for an unknown name that suggests the nearest known one."""
     names = sorted(known)

@@ -22,6 +22,7 @@ class FrontPoint:
     interval; `validation` is the figure that put it on the front."""
 
     bytes: int
+    samples: int  # in the file; fewer than IPC × classes where classes are small or the budget cut some off
     accuracy: float
     half_width: float  # of the 95 % interval, before it is cut at 0 and 1
     interval: tuple[float, float]
@@ -52,6 +53,14 @@ class Result:
         from budgetopt.report.plots import front_figure
 
         return front_figure(self)
+
+
+def is_final(folder: str | Path) -> bool:
+    """Whether the front in `folder` has been tested."""
+    try:
+        return json.loads((Path(folder) / "front.json").read_text(encoding="utf-8")).get("state") == "final"
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def read(folder: str | Path) -> Result:
@@ -94,6 +103,7 @@ def _point(folder: Path, member: dict[str, Any]) -> FrontPoint:
     half = test["half_width"] if test["half_width"] is not None else math.nan
     return FrontPoint(
         bytes=member["bytes"],
+        samples=member["samples"],
         accuracy=test["accuracy"],
         half_width=half,
         interval=(max(0.0, test["accuracy"] - half), min(1.0, test["accuracy"] + half)),

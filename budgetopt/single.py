@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from budgetopt import data, initial, networks, objective, protocol, quantizers, transforms, trial
+from budgetopt import data, declarative, initial, networks, objective, protocol, quantizers, transforms, trial
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
@@ -43,9 +43,7 @@ def run(
     """Reports of each rung. Target embeddings are made in every step: a bank pays for many trials, not for one."""
     name, chosen = objective.resolve(method)
     if steps is not None:
-        if steps < 0:
-            raise InputError(f"steps must not be negative, got {steps}")
-        chosen = chosen.model_copy(update={"steps": steps})
+        chosen = declarative.validate(chosen.model_dump() | {"steps": steps}, "--steps", type(chosen))
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
     source = data.open_source(dataset, data_root)

@@ -19,7 +19,7 @@ from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import Selector
 from budgetopt.methods.target_bank import TargetBank
 from budgetopt.objective import Objective
-from budgetopt.packing import pack
+from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol, to_field
 from budgetopt.representation import InitialSet, Representation, fit_to_budget
 
@@ -52,6 +52,11 @@ class RungReport:
     evaluation: Evaluation
     loss: float  # of the last distillation step, NaN without steps
     training_seconds: float  # of one training of this rung
+
+    @property
+    def samples(self) -> int:
+        """Samples in the file: fewer than asked for where classes are small or the budget cut some off."""
+        return sum(unpack(self.data).counts)
 
 
 def trial_seed(run_seed: int, allocation: Allocation) -> int:
@@ -120,11 +125,8 @@ def run(context: TrialContext, allocation: Allocation, device: torch.device) -> 
 
 def rung_protocol(protocol: Protocol, last: bool) -> Protocol:
     """The full protocol at the last rung, fewer steps below it."""
-    return protocol if last else replace_steps(protocol, max(1, round(protocol.steps * protocol.rung_share)))
-
-
-def replace_steps(protocol: Protocol, steps: int) -> Protocol:
-    return protocol.model_copy(update={"steps": steps})
+    steps = max(1, round(protocol.steps * protocol.rung_share))
+    return protocol if last else protocol.model_copy(update={"steps": steps})
 
 
 def _rung_seeds(context: TrialContext, seed: int, rung: int, last: bool) -> list[int]:

@@ -638,7 +638,9 @@ def test_trial_by_hand_needs_neither_ray_nor_optuna(tmp_path):
 
 def test_ctrl_c(tmp_path):
     (tmp_path / "p.toml").write_text('network = "mlp"\nsteps = 1000000\n')
-    program = "from budgetopt.cli import main; main()"
+    # a shell may have started the tests in the background, where Ctrl-C is ignored and children inherit that
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from budgetopt.cli import main; main()"
     arguments = ["trial", "--budget", "1kb", "--protocol", str(tmp_path / "p.toml")]
     with subprocess.Popen(
         [sys.executable, "-u", "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -12,8 +12,11 @@ import numpy as np
 from budgetopt.data.dataset import Arrays, Source, to_channels_first
 from budgetopt.errors import InputError
 
-_GLYPHS = {"MNIST", "QMNIST", "KMNIST", "SVHN", "USPS"}  # mirrored digits and letters are other ones
-_NOT_CLASSIFICATION = {"WIDERFace", "Kitti", "LFWPairs", "Middlebury2014Stereo"}
+_GLYPHS = {"MNIST", "KMNIST", "SVHN", "USPS"}  # mirrored digits and letters are other ones
+# no class per image, or no train and test split of the usual names
+_NOT_CLASSIFICATION = {"WIDERFace", "Kitti", "LFWPairs", "Middlebury2014Stereo", "CelebA", "PhotoTour", "MovingMNIST"}
+_NOT_CLASSIFICATION |= {"Kinetics", "HMDB51", "UCF101", "FakeData", "LFWPeople", "Places365", "OxfordIIITPet"}
+_NOT_CLASSIFICATION |= {"Imagenette"}
 
 
 @cache

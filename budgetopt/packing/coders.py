@@ -12,10 +12,8 @@ import numpy as np
 
 from budgetopt.packing.errors import BadPayload
 
-FREE_SYMBOLS, SYMBOLS_PER_BYTE = (
-    1 << 20,
-    1024,
-)  # most symbols of a payload: bounds the memory a small file asks for
+# Most symbols of a payload: bounds the memory and time that a small file can ask for.
+FREE_SYMBOLS, SYMBOLS_PER_BYTE = 1 << 20, 256
 
 
 def capacity(payload_bytes: int) -> int:
@@ -75,12 +73,12 @@ class AdaptiveRange(Coder):
     name: ClassVar[str] = "range"
 
     def encode(self, symbols: np.ndarray, levels: int) -> bytes:
-        order = symbols[_visiting_order(symbols.size)].astype(np.int32)
         encoder = constriction.stream.queue.RangeEncoder()
         counts = np.ones(levels, np.int64)
         for start, stop in _blocks(symbols.size):
-            encoder.encode(order[start:stop], _model(counts))
-            counts += 2 * np.bincount(order[start:stop], minlength=levels)
+            block = symbols[_visiting_order(symbols.size, start, stop)].astype(np.int32)
+            encoder.encode(block, _model(counts))
+            counts += 2 * np.bincount(block, minlength=levels)
         words = encoder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
         # Nearly constant sets cost almost nothing; zeros, which decode to the same, keep them within `capacity`.
         return words.ljust(-(-max(0, symbols.size - FREE_SYMBOLS) // SYMBOLS_PER_BYTE), b"\0")
@@ -90,15 +88,14 @@ class AdaptiveRange(Coder):
         words = np.frombuffer(padded, "<u4").astype(np.uint32)
         decoder = constriction.stream.queue.RangeDecoder(words)
         counts = np.ones(levels, np.int64)
-        order = np.empty(count, np.int32)
+        symbols = np.empty(count, np.uint8)
         for start, stop in _blocks(count):
             try:
-                order[start:stop] = decoder.decode(_model(counts), stop - start)
+                block = decoder.decode(_model(counts), stop - start)
             except (AssertionError, ValueError) as error:
                 raise BadPayload(f"the range-coded symbols are invalid: {error}") from None
-            counts += 2 * np.bincount(order[start:stop], minlength=levels)
-        symbols = np.empty(count, np.uint8)
-        symbols[_visiting_order(count)] = order
+            symbols[_visiting_order(count, start, stop)] = block
+            counts += 2 * np.bincount(block, minlength=levels)
         return symbols
 
 
@@ -128,9 +125,9 @@ def _blocks(count: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _visiting_order(count: int) -> np.ndarray:
-    """(count,) a permutation of 0 … count−1 by a stride near count/φ that is coprime to count."""
+def _visiting_order(count: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Elements start … stop of a permutation of 0 … count−1 by a stride near count/φ that is coprime to count."""
     stride = max(1, (count * 4051) // 6555)  # 4051/6555 ≈ 1/φ, in integers
     while math.gcd(stride, count) != 1:
         stride += 1
-    return (np.arange(count, dtype=np.int64) * stride) % max(1, count)
+    return (np.arange(start, count if stop is None else stop, dtype=np.int64) * stride) % max(1, count)

@@ -26,7 +26,8 @@ from budgetopt.packing.fields import Reader, Writer
 MAGIC = b"BOP"
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 1 << 30
-MAX_SYMBOLS = 1 << 31
+MAX_SYMBOLS = 1 << 28
+DECODED_AT_ONCE = 1 << 22  # values: bounds the memory that integers take beside the float32 result
 _EQUAL_COUNTS, _INLINE_PROTOCOL, _WIDE_STATISTICS = 1, 2, 4
 _KNOWN_FLAGS = _EQUAL_COUNTS | _INLINE_PROTOCOL | _WIDE_STATISTICS
 
@@ -64,11 +65,17 @@ class PackedSet:
     def decode(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Samples start … stop as float32 in the dataset's raw units, (n, c, h, w) or (n, f): integers times one
         power of two, rounded once (invariant 1)."""
-        ints = self.levels.table()[self.symbols[start:stop]]
-        if len(self.shape) == 1:  # feature vectors have one channel
-            ints = ints[:, None]
-        ints, exponent = self.inverse.apply(ints, self.levels.exponent)
-        return (ints.astype(np.float32) * np.float32(2.0**-exponent)).reshape(-1, *self.shape)
+        symbols, table = self.symbols[start:stop], self.levels.table()
+        samples = np.empty(symbols.shape, np.float32)
+        size = max(1, DECODED_AT_ONCE // math.prod(self.shape))
+        for first in range(0, len(symbols), size):
+            ints = table[symbols[first : first + size]]
+            if len(self.shape) == 1:  # feature vectors have one channel
+                ints = ints[:, None]
+            ints, exponent = self.inverse.apply(ints, self.levels.exponent)
+            decoded = ints.astype(np.float32) * np.float32(2.0**-exponent)
+            samples[first : first + size] = decoded.reshape(-1, *self.shape)
+        return samples
 
     def check_exponents(self) -> None:
         """Raise `BadHeader` where some level cannot be decoded in 64 bits, whichever levels the samples use."""

@@ -11,7 +11,7 @@ from rich.text import Text
 from budgetopt.data.dataset import Dataset
 from budgetopt.report.plots import text_plot
 from budgetopt.report.tables import duration, plan_lines, plan_table, trials_table
-from budgetopt.search.config import SearchConfig
+from budgetopt.search.config import NO_LIMIT, SearchConfig
 from budgetopt.search.folder import RunFolder
 from budgetopt.search.progress import Observer, Progress
 from budgetopt.search.study import Record
@@ -64,7 +64,9 @@ def status(progress: Progress) -> str:
     final = ""
     if progress.phase != "searching" and progress.final_total:
         final = f" {progress.final_done}/{progress.final_total}"
-    clock = f"{duration(progress.elapsed)} elapsed, {duration(progress.remaining)} left"
+    clock = f"{duration(progress.elapsed)} elapsed"
+    if progress.time_limit < NO_LIMIT:
+        clock += f", {duration(progress.remaining)} left"
     return f"{clock} · {progress.phase}{final} · trials: {', '.join(parts)}"
 
 

@@ -28,13 +28,25 @@ def write_reports(result: Result, trials: Sequence[Record]) -> None:
 def front_csv(result: Result) -> str:
     """One row a member, by size; the references last."""
     allocation_keys = list(result.best.allocation.to_dict())
-    header = ["bytes", "accuracy", "low", "high", "binomial_half_width", "validation", "dominated_on_test", "file"]
+    header = [
+        "bytes",
+        "samples",
+        "accuracy",
+        "low",
+        "high",
+        "binomial_half_width",
+        "validation",
+        "dominated_on_test",
+        "file",
+    ]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*header, *allocation_keys])
     for p in result.front:
-        figures = [p.bytes, p.accuracy, *p.interval, p.binomial, p.validation, p.dominated_on_test]
+        figures = [p.bytes, p.samples, p.accuracy, *p.interval, p.binomial, p.validation, p.dominated_on_test]
         writer.writerow([*figures, p.path.relative_to(result.folder), *p.allocation.to_dict().values()])
     for name, reference in result.references.items():
-        writer.writerow([reference["bytes"], reference.get("accuracy", ""), "", "", "", "", "", name])
+        writer.writerow(
+            [reference["bytes"], reference.get("samples", ""), reference.get("accuracy", ""), "", "", "", "", "", name]
+        )
     return buffer.getvalue()

@@ -10,7 +10,7 @@ from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
 from budgetopt.protocol import Protocol, name_of
 from budgetopt.result import Result
-from budgetopt.search.config import SearchConfig
+from budgetopt.search.config import NO_LIMIT, SearchConfig
 from budgetopt.search.study import Record
 
 
@@ -34,17 +34,19 @@ def protocol_line(protocol: Protocol) -> str:
 def plan_lines(config: SearchConfig, dataset: Dataset, out: str, smallest: int) -> list[tuple[str, str]]:
     """What a search will do: (what, value) pairs."""
     spec = dataset.spec
-    limit = f"{config.trials} trials, " if config.trials else ""
+    limits = [f"{config.trials} trials"] if config.trials else []
+    if config.time_limit and config.time_limit < NO_LIMIT:
+        limits.append(f"{duration(config.time_limit)} in all")
     where = f"{config.workers} on {config.gpus} GPU(s)" if config.gpus else f"{config.workers} (CPU)"
     sizes = f"{len(dataset.train):,} train / {len(dataset.val):,} validation"
     return [
-        ("budget", f"{Budget(config.budget)}, smallest possible file {smallest:,} bytes"),
+        ("budget", f"{Budget(config.budget)}, smallest file about {smallest:,} bytes"),
         ("dataset", f"{spec.name}: {sizes}, {spec.classes} classes, samples {'×'.join(map(str, spec.shape))}"),
         ("protocol", protocol_line(config.protocol)),
         ("objectives", ", ".join(config.objectives)),
         ("search space", config.space_name + (f", starting from {config.init}" if config.init else "")),
         ("workers", where),
-        ("limit", f"{limit}{duration(config.time_limit or 0)} in all, seed {config.seed}"),
+        ("limit", f"{', '.join(limits)}, seed {config.seed}"),
         ("results", out),
     ]
 
@@ -69,20 +71,26 @@ def trials_table(front: Sequence[Record], most: int) -> Table:
 def front_table(result: Result) -> Table:
     """The final front with intervals, then the reference lines."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    columns = (("bytes", "right"), ("test accuracy", "right"), ("validation", "right"), ("allocation", "left"))
+    columns = (
+        ("bytes", "right"),
+        ("samples", "right"),
+        ("test accuracy", "right"),
+        ("validation", "right"),
+        ("allocation", "left"),
+    )
     for name, justify in (("", "left"), *columns):
         table.add_column(name, justify=justify, no_wrap=name != "allocation")  # type: ignore[arg-type]
     for p in result.front:
         note = "  (dominated on test)" if p.dominated_on_test else ""
         mark = "best" if p == result.best else ""
         figures = (f"{p.accuracy:.1%} ± {p.half_width:.1%}", f"{p.validation:.1%}")
-        table.add_row(mark, f"{p.bytes:,}", *figures, f"{p.allocation}{note}")
+        table.add_row(mark, f"{p.bytes:,}", f"{p.samples:,}", *figures, f"{p.allocation}{note}")
     for name, reference in result.references.items():
         size = f"{reference['bytes']:,}" if reference["bytes"] else "n/a"
-        accuracy = "as all data"
+        accuracy, samples = "as all data", f"{reference['samples']:,}" if "samples" in reference else ""
         if "accuracy" in reference:
             accuracy = f"{reference['accuracy']:.1%} ± {reference['half_width']:.1%}"
-        table.add_row("", size, accuracy, "", name, style="dim")
+        table.add_row("", size, samples, accuracy, "", name, style="dim")
     return table
 
 

@@ -19,6 +19,7 @@ from budgetopt.space import SearchSpace
 BASELINE = "coreset"  # in every search, whatever objectives are named
 DEFAULT_OBJECTIVES = ("coreset", "dm")
 SMALL_SAMPLE = 256  # values; searches on larger samples get an hour by default
+NO_LIMIT = 30 * 86_400.0  # seconds
 DEFAULT_TIME, DEFAULT_TIME_LARGE = 270.0, 3600.0  # seconds
 
 
@@ -38,11 +39,12 @@ class SearchConfig(declarative.Strict):
     workers: Annotated[int, Field(ge=1)]
     gpus: Annotated[int, Field(ge=0)] = 0
     init: str | None = None
+    init_hash: str | None = None  # of the file's content: the same path may hold another set later
 
     @property
     def identity(self) -> str:
         """Hash of what decides the result of a trial: two runs with the same identity are the same run."""
-        table = self.model_dump(exclude={"trials", "time_limit", "workers", "gpus", "data_root"})
+        table = self.model_dump(exclude={"trials", "time_limit", "workers", "gpus", "data_root", "init"})
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -52,6 +54,8 @@ class SearchConfig(declarative.Strict):
     def with_time_limit(self, values: int) -> SearchConfig:
         """The time limit resolved for samples of `values` values, where none was given."""
         default = DEFAULT_TIME if values <= SMALL_SAMPLE else DEFAULT_TIME_LARGE
+        if self.trials is not None:  # the trials are the limit: the clock must not decide what comes out
+            default = NO_LIMIT
         return self.model_copy(update={"time_limit": self.time_limit or default})
 
     @classmethod
@@ -85,7 +89,10 @@ def resolve(
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
     source = data.open_source(dataset, data_root)
-    named: dict[str, Any] = dict(objective.resolve(name) for name in objectives or DEFAULT_OBJECTIVES)
+    pairs = [objective.resolve(name) for name in objectives or DEFAULT_OBJECTIVES]
+    named: dict[str, Any] = dict(pairs)
+    if len(named) < len(pairs):
+        raise InputError(f"two objectives have the same name: {', '.join(n for n, _ in pairs)}; rename one file")
     if not any(o.method == "coreset" and o.steps == 0 for o in named.values()):
         free = BASELINE if BASELINE not in named else f"{BASELINE}-unrefined"
         named = {free: objective.zero_step_coreset(), **named}
@@ -105,8 +112,16 @@ def resolve(
         workers=workers or default_workers(gpus),
         gpus=gpus,
         init=None if init is None else str(Path(init).resolve()),
+        init_hash=None if init is None else _content_hash(Path(init)),
     )
     return config, source
+
+
+def _content_hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
 
 def check_limits(time_limit: float | None, trials: int | None, workers: int | None) -> None:

@@ -28,7 +28,9 @@ class Design:
         names = {name: o.steps for name, o in config.objectives.items()}
         self._coreset = next(n for n, steps in names.items() if steps == 0)
         self._optimised = [n for n, steps in names.items() if steps > 0]
-        self.most_ipc = self.largest_ipc(config.space.smallest(self._coreset)[0], config.budget)
+        # of all transforms and families, since another one may code shorter
+        fewest = [a for a in config.space.smallest(self._coreset) if a.selection == config.space.selection[0]]
+        self.most_ipc = max(self.largest_ipc(a, config.budget) for a in fewest)
 
     def largest_ipc(self, allocation: Allocation, size: float) -> int:
         """The most samples a class with which the initial set of `allocation` takes at most `size` bytes; the smallest
@@ -54,10 +56,11 @@ class Design:
         """The design, coresets of a size before optimised sets of that size, large before small."""
         space = self._config.space
         coreset = space.smallest(self._coreset)[0]
-        uniform = next(c for c in space.quantizer if c.family == coreset.quantizer)
-        levels = min(uniform.levels, key=lambda count: abs(math.log2(count / OPTIMISED_LEVELS)))
+        family = next(c for c in space.quantizer if c.family == coreset.quantizer)
+        levels = min(family.levels, key=lambda count: abs(math.log2(count / OPTIMISED_LEVELS)))
         found: dict[Allocation, None] = {}
-        size, ipc = float(self._config.budget), self.most_ipc
+        size = float(self._config.budget)
+        ipc = self.largest_ipc(coreset, size)
         while True:
             for selection in space.selection[::-1]:  # herding first, in the shipped space: it needs no luck
                 found[replace(coreset, ipc=ipc, selection=selection)] = None

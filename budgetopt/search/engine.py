@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -77,13 +78,18 @@ def _remove_orphans() -> None:
     """Remove the folders of sessions whose driver was killed: Ray never does."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
         owner = folder.name.removeprefix(_SCRATCH).split("-")[0]
-        if owner.isdigit() and folder.stat().st_uid == os.getuid():
-            try:
+        try:
+            if owner.isdigit() and folder.stat().st_uid == os.getuid():
                 os.kill(int(owner), 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder, ignore_errors=True)
-            except PermissionError:
-                pass  # alive, and somebody else's
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass  # alive and somebody else's, or just removed by another process
+
+
+def gpu_share(workers: int, gpus: int) -> float:
+    """GPU of one worker: as many workers share one GPU as must, so that all find a place (3 on 2 GPUs take halves)."""
+    return 1.0 / math.ceil(workers / gpus) if gpus else 0.0
 
 
 def run_trials(
@@ -102,8 +108,9 @@ def run_trials(
 
     from budgetopt.search.stopper import StopWhen
 
-    resources = {"cpu": 1, "gpu": gpus / workers} if gpus else {"cpu": 1}
-    trainable = tune.with_parameters(_trial_in_worker, context=context, out=str(out), share=resources.get("gpu", 0))
+    share = gpu_share(workers, gpus)
+    resources = {"cpu": 1, "gpu": share} if gpus else {"cpu": 1}
+    trainable = tune.with_parameters(_trial_in_worker, context=context, out=str(out), share=share)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
@@ -145,6 +152,7 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
                 "step": report.step,
                 "key": allocation.key,
                 "bytes": len(report.data),
+                "samples": report.samples,
                 "accuracy": report.evaluation.accuracy,
                 "accuracies": list(report.evaluation.accuracies),
                 "error": report.evaluation.standard_error,
@@ -188,7 +196,7 @@ def _device(share: float) -> Any:
         torch.set_num_threads(1)
         return torch.device("cpu")
     device = torch.device("cuda", 0)  # Ray hides the others
-    torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+    torch.cuda.set_per_process_memory_fraction(0.9 * share, device)  # the driver has a context there too
     return device
 
 
@@ -199,13 +207,16 @@ def evaluate_many(
     workers: int,
     gpus: int,
     done: Callable[[int, float], None],
+    failed: Callable[[int, str], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Train and test every (training set or file, seed); `done(position, accuracy)` in order of completion.
-    Returns early where `stop()` turns true. Raises what a training raised."""
+    """Train and test every (training set or file, seed); `done(position, accuracy)` or `failed(position, message)` in
+    order of completion. Returns early where `stop()` turns true."""
     import ray
 
-    @ray.remote(num_cpus=1, num_gpus=gpus / workers if gpus else 0, max_retries=2)
+    share = gpu_share(workers, gpus)
+
+    @ray.remote(num_cpus=1, num_gpus=share, max_retries=2)
     def train(subject: Any, seed: int, test: Any, protocol: Any, share: float) -> float:
         from budgetopt.evaluation import TrainingSet, train_and_test
         from budgetopt.packing import unpack
@@ -219,7 +230,6 @@ def evaluate_many(
     for subject, _ in jobs:
         if id(subject) not in references:
             references[id(subject)] = ray.put(subject)
-    share = gpus / workers if gpus else 0
     pending = {
         train.remote(references[id(subject)], seed, shared_test, protocol, share): i
         for i, (subject, seed) in enumerate(jobs)
@@ -227,7 +237,14 @@ def evaluate_many(
     while pending:
         ready, _ = ray.wait(list(pending), timeout=0.5)
         for reference in ready:
-            done(pending.pop(reference), ray.get(reference))
+            position = pending.pop(reference)
+            try:
+                accuracy = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                cause = str(getattr(error, "cause", None) or error).strip()
+                failed(position, cause.splitlines()[-1][:500])
+            else:
+                done(position, accuracy)
         if stop():
             for reference in pending:
                 ray.cancel(reference, force=True)

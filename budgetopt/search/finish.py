@@ -13,10 +13,11 @@ import optuna
 
 from budgetopt import seeding
 from budgetopt.data.dataset import Dataset, Split
-from budgetopt.errors import BudgetoptError
+from budgetopt.errors import BudgetoptError, Interrupted
 from budgetopt.evaluation import Evaluation, TrainingSet, file_seeds
 from budgetopt.front import best, hypervolume, near_front, non_dominated
 from budgetopt.packing import Identity, PackedSet, UniformLevels, pack, unpack
+from budgetopt.packing.container import MAX_SYMBOLS
 from budgetopt.packing.fields import MANTISSA_LIMIT
 from budgetopt.protocol import name_of, to_field
 from budgetopt.search import engine
@@ -26,11 +27,7 @@ from budgetopt.search.progress import Observer, Progress
 from budgetopt.search.study import Record
 
 MOST_CANDIDATES = 16
-ALL_DATA = "all data"
-
-
-class Interrupted(BudgetoptError):
-    """Ctrl-C: what is finished is kept, the run can be resumed."""
+ALL_DATA, LOSSLESS = "all data", "whole training set, losslessly coded"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +43,9 @@ class Final:
     interrupted: Callable[[], bool]
 
     def trainings(self, subjects: dict[str, tuple[Any, list[int]]], test: Split, part: str) -> dict[str, Evaluation]:
-        """Accuracies of {name: (file or training set, seeds)} on `test`. Every finished training is in the study at
-        once (`final/PART/NAME/SEED`), so that none is repeated after an interruption."""
+        """Accuracies of {name: (file or training set, seeds)} on `test`, without those of which a training failed.
+        Every finished training is in the study at once (`final/PART/NAME/SEED`): none is repeated after an
+        interruption."""
         known = self.study.user_attrs
         keys = {(name, seed): f"final/{part}/{name}/{seed}" for name, (_, seeds) in subjects.items() for seed in seeds}
         missing = [(name, seed) for (name, seed), key in keys.items() if key not in known]
@@ -57,15 +55,21 @@ class Final:
             self.study.set_user_attr(keys[missing[position]], accuracy)
             self.progress.final_done += 1
 
+        def failed(position: int, message: str) -> None:
+            lost.add(missing[position][0])
+            self.observer.message(f"training on {missing[position][0]} failed: {message}")
+
+        lost: set[str] = set()
         jobs = [(subjects[name][0], seed) for name, seed in missing]
         config = self.config
-        engine.evaluate_many(jobs, test, config.protocol, config.workers, config.gpus, done, self.interrupted)
+        engine.evaluate_many(jobs, test, config.protocol, config.workers, config.gpus, done, failed, self.interrupted)
         if self.interrupted():
             raise Interrupted(f"interrupted: go on with 'budgetopt resume {self.folder}'")
         known = self.study.user_attrs
         return {
             name: Evaluation(tuple(known[keys[name, seed]] for seed in seeds), len(test))
             for name, (_, seeds) in subjects.items()
+            if name not in lost
         }
 
 
@@ -89,15 +93,12 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
         progress.remaining, 0.3 * progress.time_limit
     ):
         affordable -= 1
-    chosen = near_front(
-        np.array([r.bytes for r in finished]),
-        np.array([r.accuracy for r in finished]),
-        np.array([r.error for r in finished]),
-        affordable,
-    )
-    candidates = [finished[i] for i in chosen]
+    sizes, accuracies, errors = (np.array([getattr(r, n) for r in finished]) for n in ("bytes", "accuracy", "error"))
+    wanted = len(near_front(sizes, accuracies, errors, MOST_CANDIDATES))
+    candidates = [finished[i] for i in near_front(sizes, accuracies, errors, affordable)]
+    enough = "" if len(candidates) == wanted else f" (of {wanted} near the front; --time-limit allows no more)"
     progress.phase = "retraining candidates on validation"
-    final.observer.message(f"search ended: {len(candidates)} candidates retrained on validation with fresh seeds")
+    final.observer.message(f"search ended: {len(candidates)} candidates{enough} retrained on validation")
     data = {r.file: (final.folder.path / r.file).read_bytes() for r in candidates if r.file}
     subjects = {
         str(r.file): (data[r.file], [seeding.derive("front", config.seed, r.file, i) for i in range(seeds)])
@@ -105,6 +106,8 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
         if r.file
     }
     figures = final.trainings(subjects, final.dataset.val, "validation")
+    if not figures:
+        raise BudgetoptError("every candidate failed when it was retrained on validation; the lines above say why")
     sizes = np.array([len(data[name]) for name in figures])
     accuracies = np.array([e.accuracy for e in figures.values()])
     names = list(figures)
@@ -112,6 +115,8 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
     by_file = {r.file: r for r in candidates}
     folder = final.folder
     folder.front.mkdir(exist_ok=True)
+    for stale in folder.front.glob("*.bopt"):  # of an attempt that was killed before it wrote the front
+        stale.unlink()
     table: dict[str, Any] = {
         "state": "fixed on validation",
         "budget": config.budget,
@@ -121,10 +126,11 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
         "split_hash": final.dataset.spec.split_hash,
         "seed": config.seed,
         "candidates": len(candidates),
+        "candidates_near_front": wanted,
         "hypervolume": _hypervolume(final, sizes[members], accuracies[members]),
         "best": best(sizes[members], accuracies[members]),
         "members": [],
-        "references": {},
+        "references": {LOSSLESS: {"bytes": lossless_bytes(final.dataset, config)}},
         "test_evaluations": 0,
     }
     for rank, i in enumerate(members):
@@ -136,6 +142,7 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
             {
                 "file": f"front/{target.name}",
                 "bytes": int(sizes[i]),
+                "samples": record.samples,
                 "trial": record.number,
                 "allocation": record.allocation.to_dict(),
                 "validation": _figure(figures[names[i]]),
@@ -163,6 +170,8 @@ def _test(final: Final, table: dict[str, Any]) -> None:
     everything = TrainingSet(train.x, train.y, spec.classes, spec.mean, spec.std)
     subjects[ALL_DATA] = (everything, [seeding.derive(ALL_DATA, config.seed, i) for i in range(seeds)])
     figures = final.trainings(subjects, test, "test")
+    if len(figures) < len(subjects):
+        raise BudgetoptError(f"a training on the test split failed: try again with 'budgetopt resume {final.folder}'")
     reference = figures.pop(ALL_DATA)
     sizes = np.array([m["bytes"] for m in table["members"]])
     accuracies = np.array([figures[m["file"]].accuracy for m in table["members"]])
@@ -175,7 +184,7 @@ def _test(final: Final, table: dict[str, Any]) -> None:
         }
     table["references"] = {
         ALL_DATA: _figure(reference) | {"bytes": int(train.x.nbytes + len(train)), "samples": len(train)},
-        "whole training set, losslessly coded": {"bytes": lossless_bytes(final.dataset, config)},
+        **table["references"],
     }
     table["test_evaluations"] = len(figures) + 1
     table["state"] = "final"
@@ -188,7 +197,12 @@ def lossless_bytes(dataset: Dataset, config: SearchConfig) -> int | None:
     x = dataset.train.x
     low, high = float(x.min()), float(x.max())
     levels = int(high - low) + 1
-    if levels > 256 or abs(low) >= MANTISSA_LIMIT or not (x.dtype == np.uint8 or np.array_equal(x, np.round(x))):
+    if (
+        x.size > MAX_SYMBOLS
+        or levels > 256
+        or abs(low) >= MANTISSA_LIMIT
+        or not (x.dtype == np.uint8 or np.array_equal(x, np.round(x)))
+    ):
         return None
     order = np.argsort(dataset.train.y, kind="stable")
     packed = PackedSet(
@@ -235,7 +249,10 @@ def _read_fixed(final: Final) -> dict[str, Any] | None:
     """The front that an interrupted run had already fixed: it is never fixed a second time."""
     if not final.folder.front_json.exists():
         return None
-    return json.loads(final.folder.front_json.read_text(encoding="utf-8"))
+    try:
+        return json.loads(final.folder.front_json.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BudgetoptError(f"cannot read {str(final.folder.front_json)!r}: {error}") from None
 
 
 def _why_none(progress: Progress) -> str:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class RunFolder:
 
     def count_test_evaluation(self, file: Path) -> None:
         """Looks at the test split after the end of the run are counted too."""
-        with open(self.test_evaluations, "a", encoding="utf-8") as stream:
+        with suppress(OSError), open(self.test_evaluations, "a", encoding="utf-8") as stream:  # may be read-only
             stream.write(json.dumps({"file": file.name}) + "\n")
 
     @contextmanager

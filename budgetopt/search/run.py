@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 from typing import Protocol as Interface
 
 import optuna
@@ -21,7 +22,7 @@ import torch
 
 from budgetopt import data, initial, networks, result
 from budgetopt.data.dataset import Dataset
-from budgetopt.errors import InputError
+from budgetopt.errors import BudgetoptError, InputError, Interrupted
 from budgetopt.methods import target_bank
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import Selector
@@ -29,14 +30,15 @@ from budgetopt.objective import DistributionMatchingObjective
 from budgetopt.report import files
 from budgetopt.search import engine
 from budgetopt.search import study as studies
-from budgetopt.search.config import SearchConfig, check_limits
+from budgetopt.search.config import SearchConfig, check_limits, default_workers, gpu_count
 from budgetopt.search.design import Design, smallest_file
-from budgetopt.search.finish import MOST_CANDIDATES, Final, Interrupted, finish
+from budgetopt.search.finish import MOST_CANDIDATES, Final, finish
 from budgetopt.search.folder import RunFolder
 from budgetopt.search.progress import Observer, Progress
 from budgetopt.trial import TrialContext
 
-PACKAGES = ("budgetopt", "torch", "numpy", "optuna", "ray", "constriction", "moocore", "scikit-learn")
+HOPELESS = 20  # failed trials without a finished one, after which the search gives up
+PACKAGES = ("budgetopt", "torch", "torchvision", "numpy", "optuna", "ray", "constriction", "moocore", "scikit-learn")
 
 
 class Report(Interface):
@@ -47,8 +49,12 @@ class Report(Interface):
     def watch(self, progress: Progress) -> Observer: ...
 
 
-def new_run(config: SearchConfig, source: data.Source, out: RunFolder, report: Report, verbose: bool) -> result.Result:
-    """Run `config` into `out`, or go on where `out` already holds this very run."""
+def new_run(
+    config: SearchConfig, source: data.Source, out: RunFolder, report: Report, verbose: bool, spent: float = 0.0
+) -> result.Result:
+    """Run `config` into `out`, or go on where `out` already holds this very run. `spent`: seconds of the time
+    limit that have passed already."""
+    started = time.monotonic()
     _quiet_optuna(verbose)
     if out.prepare(config) and out.study.exists():
         return resume_run(out, report, verbose, config.time_limit, config.trials, config.workers)
@@ -61,7 +67,8 @@ def new_run(config: SearchConfig, source: data.Source, out: RunFolder, report: R
         study = studies.create(out.study)
         study.set_user_attr("smallest_bytes", smallest)
         study.set_user_attr("config", config.model_dump(mode="json"))
-        return _drive(config, dataset, context, selector, study, out, report, verbose)
+        spent += time.monotonic() - started
+        return _drive(config, dataset, context, selector, study, out, report, verbose, spent)
 
 
 def resume_run(
@@ -78,17 +85,20 @@ def resume_run(
     """
     _quiet_optuna(verbose)
     config = SearchConfig.load(out.config)
-    updates = {"time_limit": time_limit, "trials": trials, "workers": workers}
+    updates: dict[str, Any] = {"time_limit": time_limit, "trials": trials, "workers": workers}
     check_limits(time_limit, trials, workers)
+    updates |= {"gpus": gpu_count()}  # the run may go on on another machine
+    if workers is None and updates["gpus"] != config.gpus:
+        updates["workers"] = default_workers(gpu_count())
     config = config.model_copy(update={k: v for k, v in updates.items() if v is not None})
     studies.check(out.study)  # before the lock is written
     with out.locked():
         study = studies.load(out.study)
-        if out.front_json.exists():
-            try:
-                return result.read(out.path)
-            except InputError:
-                pass  # fixed but not tested yet: only the final phase is left
+        if result.is_final(out.path):
+            found = result.read(out.path)
+            if not all(path.exists() for path in (out.front_csv, out.front_png)):  # killed before the reports
+                files.write_reports(found, studies.records(study))
+            return found
         source = data.open_source(config.dataset, config.data_root)
         kept = config.model_copy(update={"init": out.init_copy(config)})
         dataset, context, selector = _prepare(kept, source)
@@ -195,16 +205,33 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
         reserve = min(progress.final_seconds(candidates, config.protocol.seeds), 0.5 * progress.time_limit)
         # a late file is better than none: without one the limit counts twice
         late = progress.elapsed > (progress.time_limit - reserve if finished else 2 * progress.time_limit)
-        searcher.closing = run.interrupted() or late
+        hopeless = not finished and progress.counts["failed"] >= HOPELESS
+        searcher.closing = run.interrupted() or late or hopeless
         return searcher.closing
 
     scheduler = FrontHalving(studies.records(run.study))
     while not stop():
         before = len(progress.ended)
-        engine.run_trials(
-            context, searcher, scheduler, run.out.path.resolve(), config.workers, config.gpus, stop, scratch, verbose
-        )
+        reason = ""
+        try:
+            engine.run_trials(
+                context,
+                searcher,
+                scheduler,
+                run.out.path.resolve(),
+                config.workers,
+                config.gpus,
+                stop,
+                scratch,
+                verbose,
+            )
+        except Exception as error:  # Tune ends its whole experiment for one killed worker or one failed write
+            if run.interrupted():
+                raise
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         searcher.abandon_running()
+        if reason and len(progress.ended) == before:
+            raise BudgetoptError(f"the trials ended early: {reason}; go on with 'budgetopt resume {run.out}'")
         done = config.trials is not None and searcher.count >= config.trials
         if done or searcher.exhausted or len(progress.ended) == before:
             break  # else: Tune itself ended early, say after a worker was killed for memory; go on
@@ -224,6 +251,8 @@ def with_banks(run: _Run) -> TrialContext:
     for name, objective in config.objectives.items():
         if isinstance(objective, DistributionMatchingObjective) and objective.bank:
             banks[name] = target_bank.cached(objective, material, config.seed, cache_folder(), told)
+    if config.gpus:
+        torch.cuda.empty_cache()  # the workers need it
     return replace(run.context, banks=banks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ class StudySearcher(Searcher):
             self._record(self._live[trial_id], result)
 
     def _record(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
-        names = ("step", "bytes", "accuracy", "error", "accuracies", "loss", "seconds", "file")
+        names = ("step", "bytes", "samples", "accuracy", "error", "accuracies", "loss", "seconds", "file")
         trial.set_user_attr(f"rung/{result['rung']}", {name: result.get(name) for name in names})
         if result["last"]:
             self._progress.training_seconds.append(result["training_seconds"])
@@ -176,6 +177,7 @@ class StudySearcher(Searcher):
         else:  # ended by the time limit or Ctrl-C
             trial.set_user_attr("reason", records.INTERRUPTED)
             self.count -= 1
+            self._seen.pop(Allocation.from_dict(trial.user_attrs["allocation"]), None)  # it may be tried again
             self._study.tell(trial, state=TrialState.FAIL)
         self._progress.running.discard(trial.number)
         ended = records.record(self._study.get_trials(deepcopy=False)[trial.number])
@@ -197,6 +199,7 @@ class StudySearcher(Searcher):
         if result.get("picture") and Path(result["picture"]).is_file():
             folder = Path(result["picture"]).parent.parent / "artifacts"
             store = optuna.artifacts.FileSystemArtifactStore(str(folder))
-            optuna.artifacts.upload_artifact(
-                artifact_store=store, file_path=result["picture"], study_or_trial=trial, mimetype="image/png"
-            )
+            with suppress(OSError):  # a full disk costs the picture, not the trial
+                optuna.artifacts.upload_artifact(
+                    artifact_store=store, file_path=result["picture"], study_or_trial=trial, mimetype="image/png"
+                )

@@ -1,6 +1,6 @@
 """The Optuna study of a run: the single source of truth, owned by one driver process.
 
-Concurrency: only the driver writes; the dashboard and `budgetopt front` read while it runs (SQLite in WAL mode).
+Concurrency: only the driver writes trials; the dashboard and `budgetopt front` read while it runs (SQLite in WAL mode).
 Values of a finished trial: (log2 bytes, validation accuracy). Everything else is a user attribute:
 `allocation`, `key`, `rung/R` for every report, `bytes`, `file`, `reason` for what did not finish.
 """
@@ -41,6 +41,7 @@ class Record:
     state: str  # complete, stopped, infeasible, skipped, failed, interrupted or running
     allocation: Allocation | None
     bytes: int | None
+    samples: int | None
     accuracy: float | None  # on validation
     error: float | None  # standard error of `accuracy`
     file: str | None
@@ -50,7 +51,7 @@ class Record:
 
 def storage(path: Path) -> RDBStorage:
     """SQLite in WAL mode: readers are not disturbed, a write costs a quarter. NORMAL loses nothing on `kill -9`."""
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
     url = sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()  # escapes % and ? in folder names
     opened = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
@@ -104,6 +105,7 @@ def record(trial: FrozenTrial) -> Record:
         state=state,
         allocation=Allocation.from_dict(attributes["allocation"]) if "allocation" in attributes else None,
         bytes=last.get("bytes"),
+        samples=last.get("samples"),
         accuracy=last.get("accuracy"),
         error=last.get("error"),
         file=last.get("file"),

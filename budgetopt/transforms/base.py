@@ -25,7 +25,8 @@ class Transform(ABC):
 
     @abstractmethod
     def inverse(self, z: torch.Tensor) -> torch.Tensor:
-        """Coded → raw, differentiable; equals the file's integer arithmetic on quantized z."""
+        """Coded → raw, differentiable; equals the file's integer arithmetic on quantized z within
+        one float32 rounding (what is reported is always decoded from the file)."""
 
     @abstractmethod
     def side_information(self) -> InverseTransform:
