@@ -190,7 +190,7 @@ def test_what_is_no_number_is_shown(refused):
         (["--selection", "herd"], ["'herd'", "did you mean 'herding'?"]),
         (["--transform", "standardise"], ["'standardise'", "did you mean 'standardize'?"]),
         (["--method", "dmm"], ["'dmm'", "did you mean 'dm'?"]),
-        (["--steps", "-1"], ["steps must not be negative", "got -1"]),
+        (["--steps", "-1"], ["--steps: steps: ", "got -1"]),
         (["--dataset", "digit"], ["'digit'", "did you mean 'digits'?"]),
     ],
 )

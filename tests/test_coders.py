@@ -75,8 +75,8 @@ def test_a_payload_never_exceeds_the_capacity(coder):
 
 def test_capacity():
     assert capacity(0) == 1 << 20
-    assert capacity(1) == (1 << 20) + 1024
-    assert capacity(100) - capacity(99) == 1024
+    assert capacity(1) == (1 << 20) + 256
+    assert capacity(100) - capacity(99) == 256
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 5, 8, 9, 16, 17, 128, 129, 255, 256])

@@ -9,6 +9,7 @@ from budgetopt.data import Dataset
 from budgetopt.data.npz import NpzFile
 from budgetopt.packing import pack
 from budgetopt.search.config import resolve
+from budgetopt.search.engine import gpu_share
 from budgetopt.search.finish import lossless_bytes
 from budgetopt.trial import TrialContext, initial_representation
 
@@ -40,3 +41,15 @@ def test_lossless_reference_where_there_is_none(config, tmp_path, shift, kind):
     np.savez(tmp_path / "a.npz", x_train=x.astype(np.float32), y_train=y, x_test=x.astype(np.float32), y_test=y)
     size = lossless_bytes(Dataset.prepare(NpzFile(tmp_path / "a.npz"), 0), config)
     assert (size is not None) == (kind == "whole" and abs(shift) < 2**24)
+
+
+SHARES = [(2, 0, 0.0), (4, 1, 0.25), (3, 2, 0.5), (2, 3, 1.0), (8, 2, 0.25)]
+
+
+@pytest.mark.parametrize(("workers", "gpus", "share"), SHARES)
+    ("workers", "gpus", "share"), [(2, 0, 0.0), (4, 1, 0.25), (3, 2, 0.5), (2, 3, 1.0), (8, 2, 0.25)]
+)
+def test_every_worker_finds_a_place_on_a_gpu(workers, gpus, share):
+    found = gpu_share(workers, gpus)
+    assert found == share
+    assert gpus == 0 or sum(int(1 / found) for _ in range(gpus)) >= workers

@@ -139,7 +139,7 @@ def test_a_retried_trial_does_not_change_the_rung():
 
 def record(number, state, rungs):
     allocation = Allocation(ipc=number + 1)
-    return Record(number, state, allocation, None, None, None, None, None, rungs)
+    return Record(number, state, allocation, None, None, None, None, None, None, rungs)
 
 
 def test_rungs_are_rebuilt_from_the_study():

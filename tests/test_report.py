@@ -25,7 +25,7 @@ def point(size, accuracy, half=0.02, dominated=False, **allocation):
     interval = (max(0.0, accuracy - half), min(1.0, accuracy + half))
     path = FOLDER / "front" / f"{size}.bopt"
     return FrontPoint(
-        size, accuracy, half, interval, 0.01, accuracy + 0.005, 0.02, dominated, Allocation(**allocation), path
+        size, 50, accuracy, half, interval, 0.01, accuracy + 0.005, 0.02, dominated, Allocation(**allocation), path
     )
 
 
@@ -41,7 +41,7 @@ def result():
 
 
 def record(number, size, accuracy):
-    return Record(number, "complete", Allocation(ipc=number + 1), size, accuracy, 0.01, "a.bopt", None)
+    return Record(number, "complete", Allocation(ipc=number + 1), size, 50, accuracy, 0.01, "a.bopt", None)
 
 
 def printed(renderable, width=200):
@@ -129,7 +129,7 @@ def test_plan(digits):
     assert list(plan) == [
         "budget", "dataset", "protocol", "objectives", "search space", "workers", "limit", "results",
     ]  # fmt: skip
-    assert plan["budget"] == "30,000 bytes (240,000 bits), smallest possible file 98 bytes"
+    assert plan["budget"] == "30,000 bytes (240,000 bits), smallest file about 98 bytes"
     sizes = f"{len(digits.train):,} train / {len(digits.val):,} validation"
     assert plan["dataset"] == f"digits: {sizes}, 10 classes, samples 1×8×8"
     assert plan["protocol"].startswith(f"glyph-1 ({resolved.protocol.hash}): convnet width 32, 200 steps of 128")
@@ -157,9 +157,9 @@ def test_front_table(result):
     lines = printed(front_table(result)).splitlines()
     assert "test accuracy" in lines[0]
     rows = [" ".join(line.split()) for line in lines[1:]]
-    assert rows[0] == f"100 50.0% ± 2.0% 50.5% {result.front[0].allocation}"
+    assert rows[0] == f"100 50 50.0% ± 2.0% 50.5% {result.front[0].allocation}"
     assert rows[1].endswith("(dominated on test)")
-    assert rows[2].startswith("best 20,000 90.0% ± 2.0% 90.5%")
+    assert rows[2].startswith("best 20,000 50 90.0% ± 2.0% 90.5%")
     assert rows[3] == "64,000 95.0% ± 1.0% all data"
     assert rows[4] == "17,000 as all data whole training set, losslessly coded"
     assert rows[5].startswith("n/a")
@@ -197,7 +197,7 @@ def test_front_csv(result):
 
 
 def test_front_figure(result):
-    trials = [record(0, 150, 0.4), Record(1, "stopped", None, 200, 0.1, 0.1, None, None)]
+    trials = [record(0, 150, 0.4), Record(1, "stopped", None, 200, 50, 0.1, 0.1, None, None)]
     figure = front_figure(result, trials)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -43,8 +43,9 @@ def command(*arguments, folder, check=True):
 
 def start(*arguments, folder):
     return subprocess.Popen(
-        [SCRIPT, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [SCRIPT, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 def quick_protocol(folder, text=QUICK):
@@ -280,7 +281,7 @@ def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
     )  # fmt: skip
     wait_for(lambda: len(finished_files(run)) >= 1)
     children = [(c.pid, c.create_time()) for c in psutil.Process(search.pid).children(recursive=True)]
-    search.send_signal(signal.SIGINT)
+    os.killpg(search.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     _, err = search.communicate(timeout=60)
     assert search.returncode == 130
     assert err == "budgetopt: error: interrupted: go on with 'budgetopt resume run'\n"
@@ -288,6 +289,11 @@ def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
     assert "not finished" in command("front", "run", folder=tmp_path).stdout
     command("resume", "run", folder=tmp_path)
     assert result.read(run).front
+    for name in ("front.csv", "front.png"):  # as if killed just before the reports
+        (run / name).unlink()
+    command("resume", "run", folder=tmp_path)
+    assert (run / "front.csv").exists()
+    assert (run / "front.png").exists()
 
 
 def test_death_of_a_worker_costs_one_trial_only(tmp_path):

@@ -198,9 +198,9 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
     with fields.section("class counts"):
         classes = fields.unsigned(1 << 16, "the number of classes")
         if flags & _EQUAL_COUNTS:
-            counts = (fields.unsigned(MAX_SYMBOLS, "the samples of a class"),) * classes
+            counts = (fields.unsigned(1 << 31, "the samples of a class"),) * classes
         else:
-            counts = tuple(fields.unsigned(MAX_SYMBOLS, "the samples of a class") for _ in range(classes))
+            counts = tuple(fields.unsigned(1 << 31, "the samples of a class") for _ in range(classes))
         total = sum(counts) * math.prod(shape)
         if total == 0:
             raise BadHeader(f"the file holds no sample: {classes} classes, samples of shape {shape}")
