@@ -47,8 +47,6 @@ SHARES = [(2, 0, 0.0), (4, 1, 0.25), (3, 2, 0.5), (2, 3, 1.0), (8, 2, 0.25)]
 
 
 @pytest.mark.parametrize(("workers", "gpus", "share"), SHARES)
-    ("workers", "gpus", "share"), [(2, 0, 0.0), (4, 1, 0.25), (3, 2, 0.5), (2, 3, 1.0), (8, 2, 0.25)]
-)
 def test_every_worker_finds_a_place_on_a_gpu(workers, gpus, share):
     found = gpu_share(workers, gpus)
     assert found == share
