@@ -53,24 +53,22 @@ class Design:
         return low
 
     def allocations(self) -> list[Allocation]:
-        """The design, coresets of a size before optimised sets of that size, large before small."""
+        """The design: coresets of all sizes, optimised sets of all sizes, then the other selections; large before small."""
         space = self._config.space
         coreset = space.smallest(self._coreset)[0]
         family = next(c for c in space.quantizer if c.family == coreset.quantizer)
         levels = min(family.levels, key=lambda count: abs(math.log2(count / OPTIMISED_LEVELS)))
-        found: dict[Allocation, None] = {}
-        size = float(self._config.budget)
-        ipc = self.largest_ipc(coreset, size)
-        while True:
-            for selection in space.selection[::-1]:  # herding first, in the shipped space: it needs no luck
-                found[replace(coreset, ipc=ipc, selection=selection)] = None
-            for name in self._optimised:
-                start = replace(coreset, objective=name, selection=space.selection[-1], levels=levels)
-                found[replace(start, ipc=self.largest_ipc(start, size / GROWTH))] = None
-            if ipc <= space.ipc.min:
-                return list(found)
-            size /= SPACING
-            ipc = self.largest_ipc(coreset, size)
+        sizes, ipcs = [float(self._config.budget)], [self.largest_ipc(coreset, self._config.budget)]
+        while ipcs[-1] > space.ipc.min:
+            sizes.append(sizes[-1] / SPACING)
+            ipcs.append(self.largest_ipc(coreset, sizes[-1]))
+        first, *others = space.selection[::-1]  # herding first, in the shipped space: it needs no luck
+        found = [replace(coreset, ipc=ipc, selection=first) for ipc in ipcs]
+        for name in self._optimised:
+            start = replace(coreset, objective=name, selection=first, levels=levels)
+            found += [replace(start, ipc=self.largest_ipc(start, size / GROWTH)) for size in sizes]
+        found += [replace(coreset, ipc=ipc, selection=other) for other in others for ipc in ipcs]
+        return list(dict.fromkeys(found))
 
     def enqueue(self, study: optuna.Study) -> None:
         for allocation in self.allocations():
