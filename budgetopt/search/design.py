@@ -53,7 +53,7 @@ class Design:
         return low
 
     def allocations(self) -> list[Allocation]:
-        """The design: coresets of all sizes, optimised sets of all sizes, then the other selections; large before small."""
+        """The design: coresets of all sizes, optimised sets of all sizes, the other selections; large before small."""
         space = self._config.space
         coreset = space.smallest(self._coreset)[0]
         family = next(c for c in space.quantizer if c.family == coreset.quantizer)
