@@ -24,11 +24,18 @@ class Strict(BaseModel):
 M = TypeVar("M", bound=BaseModel)
 
 
+def _folder(package: str) -> Any:
+    try:
+        return resources.files(package)
+    except ModuleNotFoundError:
+        # run from the root of a checkout: the sources beside the script hide the installed package, and these folders
+        # lie beside `budgetopt`, not inside it
+        return Path(__file__).resolve().parents[1] / package.rpartition(".")[2]
+
+
 def shipped(package: str) -> dict[str, Any]:
     """{name: file} of the TOML files inside `package`."""
-    return {
-        Path(entry.name).stem: entry for entry in resources.files(package).iterdir() if entry.name.endswith(".toml")
-    }
+    return {Path(entry.name).stem: entry for entry in _folder(package).iterdir() if entry.name.endswith(".toml")}
 
 
 def read(kind: str, name: str, package: str) -> tuple[str, str]:
