@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from budgetopt.errors import InputError, unknown_name
+from budgetopt.options import Options, show
 
 SELECTIONS = ("random", "herding")
+_OPTIONS = ("transform_options", "quantizer_options")
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,9 @@ class Allocation:
     """How a byte budget is spent. Frozen, hashable, and a plain table as JSON.
 
     objective: name of the objective (method with hyperparameters); ipc: samples a class, classes with fewer give
-    all they have; levels: distinct values a stored number can take; selection: which real samples it starts from.
+    all they have; levels: distinct values a stored number can take; selection: which real samples it starts from;
+    the options are those of the family, defaults left out; label_bits: of a probability in soft labels, 0 for hard
+    labels; rate_weight: λ, the weight of the estimated file size in the loss, relative to the method's first loss.
     """
 
     objective: str = "coreset"
@@ -26,28 +32,45 @@ class Allocation:
     quantizer: str = "uniform"
     levels: int = 2
     clipping: str = "minmax"
+    transform_options: Options = ()
+    quantizer_options: Options = ()
+    label_bits: int = 0
+    rate_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, expected = getattr(self, field.name), (int if field.type == "int" else str)
+            value, expected = (
+                getattr(self, field.name),
+                {"int": int, "str": str, "float": float}.get(str(field.type), tuple),
+            )
             if not isinstance(value, expected) or isinstance(value, bool):
                 raise InputError(f"allocation: {field.name} must be {expected.__name__}, got {value!r}")
         if self.ipc < 1:
             raise InputError(f"ipc must be at least 1, got {self.ipc}")
         if not 2 <= self.levels <= 256:
             raise InputError(f"levels must be in 2..256, got {self.levels}")
+        if not 0 <= self.label_bits <= 8:
+            raise InputError(f"label_bits must be in 0..8, got {self.label_bits}")
+        if not 0 <= self.rate_weight < math.inf:
+            raise InputError(f"rate_weight must not be negative, got {self.rate_weight}")
         if self.selection not in SELECTIONS:
             raise unknown_name("selection", self.selection, SELECTIONS)
 
-    def to_dict(self) -> dict[str, str | int]:
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values. What later versions added is left out where it is at its default: keys stay."""
+        table = asdict(self)
+        for name in _OPTIONS:
+            table[name] = dict(table[name])
+        added = (*_OPTIONS, "label_bits", "rate_weight")
+        return {name: value for name, value in table.items() if value or name not in added}
 
     @classmethod
-    def from_dict(cls, table: dict[str, str | int]) -> Allocation:
+    def from_dict(cls, table: dict[str, Any]) -> Allocation:
         unknown = table.keys() - {f.name for f in fields(cls)}
         if unknown:
             raise unknown_name("allocation key", sorted(unknown)[0], [f.name for f in fields(cls)])
-        return cls(**table)  # type: ignore[arg-type]
+        options = {name: tuple(sorted(dict(table[name]).items())) for name in _OPTIONS if name in table}
+        return cls(**(table | options))
 
     @property
     def key(self) -> str:
@@ -57,5 +80,8 @@ class Allocation:
     def __str__(self) -> str:
         return (
             f"{self.objective} ({self.selection}), {self.ipc}/class, {self.levels} levels, "
-            f"{self.quantizer} {self.clipping}, {self.transform}"
+            f"{show(self.quantizer, self.quantizer_options)} {self.clipping}, "
+            f"{show(self.transform, self.transform_options)}"
+            + (f", {self.label_bits}-bit labels" if self.label_bits else "")
+            + (f", rate weight {self.rate_weight:g}" if self.rate_weight else "")
         )

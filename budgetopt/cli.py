@@ -209,11 +209,15 @@ def trial(
     dataset: Dataset = "digits",
     method: Annotated[str, typer.Option(help="Objective: name in objectives/ or TOML file.")] = "coreset",
     ipc: Annotated[int, typer.Option(help="Samples a class.")] = 10,
-    levels: Annotated[int, typer.Option(help="Distinct values of a stored number, 2 … 256.")] = 2,
-    quantizer: Annotated[str, typer.Option(help="uniform or apot.")] = "uniform",
+    levels: Annotated[
+        int | None, typer.Option(help="Distinct values of a stored number, 2 … 256 (default: 2).")
+    ] = None,
+    quantizer: Annotated[str, typer.Option(help="Family, with options as in uniform:surrogate=noise.")] = "uniform",
     clipping: Annotated[str | None, typer.Option(help="Of the quantizer (default: its first).")] = None,
-    transform: Annotated[str, typer.Option(help="identity or standardize.")] = "identity",
+    transform: Annotated[str, typer.Option(help="Name, with options as in dct:keep=0.25.")] = "identity",
     selection: Annotated[str, typer.Option(help="random or herding.")] = "random",
+    label_bits: Annotated[int, typer.Option(help="Bits of a probability in soft labels; 0: hard labels.")] = 0,
+    rate_weight: Annotated[float, typer.Option(help="Weight of the estimated file size in the loss.")] = 0.0,
     budget: Annotated[str | None, typer.Option(help="Make it fit this many bytes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Override the objective's distillation steps.")] = None,
     protocol: Protocol = None,
@@ -230,7 +234,9 @@ def trial(
     reports = single.run(
         dataset=dataset,
         method=method,
-        allocation=single.allocation(method, selection, ipc, transform, quantizer, levels, clipping),
+        allocation=single.allocation(
+            method, selection, ipc, transform, quantizer, levels, clipping, label_bits, rate_weight
+        ),
         budget=budget,
         steps=steps,
         protocol_name=protocol,

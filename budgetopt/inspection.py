@@ -11,7 +11,7 @@ import numpy as np
 from budgetopt import protocol as protocols
 from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError
-from budgetopt.packing import PackedSet, sections, unpack
+from budgetopt.packing import LevelTable, PackedSet, sections, unpack
 from budgetopt.packing.container import FORMAT_VERSION
 from budgetopt.search.folder import RunFolder
 
@@ -31,9 +31,9 @@ def describe(data: bytes) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]
         ("format", f"version {FORMAT_VERSION}, {len(data):,} bytes ({8 * len(data):,} bits)"),
         ("samples", f"{sum(counts):,} of shape {'×'.join(map(str, packed.shape))}"),
         ("classes", f"{len(counts)}, {per_class} samples each"),
-        ("quantizer", f"{packed.levels.name}, {packed.levels.levels} levels: {_levels(packed)}"),
+        ("quantizer", f"{packed.dequantizer.name}, {packed.dequantizer.levels} levels{_levels(packed)}"),
         ("transform", packed.inverse.name),
-        ("bits a value", f"{8 * symbol_bytes / values:.3f} coded, {np.log2(packed.levels.levels):.3f} nominal"),
+        ("bits a value", f"{8 * symbol_bytes / values:.3f} coded, {np.log2(packed.dequantizer.levels):.3f} nominal"),
         ("bytes a sample", f"{len(data) / sum(counts):.1f}"),
         ("input statistics", f"mean {_list(packed.mean)}, std {_list(packed.std)}"),
         ("protocol", f"{protocols.name_of(protocol)} ({protocol.hash}): {protocol.network} width {protocol.width}"),
@@ -72,9 +72,12 @@ def export(data: bytes, to: str) -> bytes:
 
 
 def _levels(packed: PackedSet) -> str:
-    values = packed.levels.values()
+    """The levels of a scalar table; other quantizers have too many to show."""
+    if not isinstance(packed.dequantizer, LevelTable):
+        return ""
+    values = packed.dequantizer.values()
     shown = [f"{v:.4g}" for v in (values if len(values) <= 8 else [*values[:3], *values[-3:]])]
-    return ", ".join(shown if len(values) <= 8 else [*shown[:3], "…", *shown[3:]])
+    return ": " + ", ".join(shown if len(values) <= 8 else [*shown[:3], "…", *shown[3:]])
 
 
 def _list(values: np.ndarray) -> str:

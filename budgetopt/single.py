@@ -7,26 +7,48 @@ from pathlib import Path
 
 import torch
 
-from budgetopt import data, declarative, initial, networks, objective, protocol, quantizers, transforms, trial
+from budgetopt import data, declarative, initial, networks, objective, options, protocol, quantizers, transforms, trial
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
-from budgetopt.errors import InputError, unknown_name
+from budgetopt.errors import InputError
 
 
 def allocation(
-    method: str, selection: str, ipc: int, transform: str, quantizer: str, levels: int, clipping: str | None
+    method: str,
+    selection: str,
+    ipc: int,
+    transform: str,
+    quantizer: str,
+    levels: int | None,
+    clipping: str | None,
+    label_bits: int = 0,
+    rate_weight: float = 0.0,
 ) -> Allocation:
-    """Checked values as an allocation; `clipping` None is the quantizer's first."""
-    if quantizer not in quantizers.QUANTIZERS:
-        raise unknown_name("quantizer", quantizer, quantizers.QUANTIZERS)
-    if transform not in transforms.TRANSFORMS:
-        raise unknown_name("transform", transform, transforms.TRANSFORMS)
+    """Checked values as an allocation. transform, quantizer: a family, with options as in `dct:keep=0.25`; `clipping`
+    None is the quantizer's first, `levels` None the only number it has, else 2."""
+    schemas = {name: q.options for name, q in quantizers.QUANTIZERS.items()}
+    quantizer, quantizer_options = options.parse(quantizer, schemas, "quantizer")
+    schemas = {name: t.options for name, t in transforms.TRANSFORMS.items()}
+    transform, transform_options = options.parse(transform, schemas, "transform")
     family = quantizers.QUANTIZERS[quantizer]
     clipping = clipping or family.clippings[0]
+    levels = levels or family.fixed_levels or 2
     family.check_levels(levels)
     family.check_clipping(clipping)
-    return Allocation(Path(method).stem, selection, ipc, transform, quantizer, levels, clipping)
+    return Allocation(
+        Path(method).stem,
+        selection,
+        ipc,
+        transform,
+        quantizer,
+        levels,
+        clipping,
+        transform_options,
+        quantizer_options,
+        label_bits,
+        rate_weight,
+    )
 
 
 def run(

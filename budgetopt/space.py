@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import itertools
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from budgetopt import declarative
 from budgetopt.allocation import SELECTIONS, Allocation
 from budgetopt.errors import InputError
+from budgetopt.options import Options, Schema, Value, canonical, complete
 
 if TYPE_CHECKING:
     import optuna
@@ -16,12 +18,95 @@ if TYPE_CHECKING:
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
 
-class QuantizerChoice(declarative.Strict):
-    """One quantizer family with the values it may take."""
+class _Family(declarative.Strict):
+    """A family with lists of values for its options: keys beyond the named ones are options of the family."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def option_values(self) -> dict[str, tuple[Value, ...]]:
+        """Option → the values it may take, only those that the file names, in order."""
+        return {name: tuple(values) for name, values in (self.model_extra or {}).items()}
+
+    def option_sets(self) -> list[Options]:
+        """Every combination of options, as allocations store them."""
+        names = list(self.option_values)
+        combinations = itertools.product(*self.option_values.values())
+        return [self._canonical(dict(zip(names, values, strict=True))) for values in combinations]
+
+    def suggest_options(self, trial: optuna.Trial) -> Options:
+        """Ask `trial` for every option; numbers by index, which keeps their order for the sampler."""
+        chosen: dict[str, Value] = {}
+        for name, values in self.option_values.items():
+            label = f"{self._label}.{name}"
+            if _numbers(values):
+                chosen[name] = values[trial.suggest_int(label, 0, len(values) - 1)]
+            else:
+                chosen[name] = trial.suggest_categorical(label, [str(value) for value in values])
+        return self._canonical(chosen)
+
+    def option_parameters(self, options: Options) -> dict[str, Any]:
+        """Inverse of `suggest_options`."""
+        full = complete(self._schema(), options, self._label)
+        return {
+            f"{self._label}.{name}": values.index(full[name]) if _numbers(values) else full[name]
+            for name, values in self.option_values.items()
+        }
+
+    def _canonical(self, chosen: dict[str, Value]) -> Options:
+        return canonical(self._schema(), chosen, self._label)
+
+    @property
+    def _label(self) -> str:
+        raise NotImplementedError
+
+    def _schema(self) -> Schema:
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _offered_options(self) -> Self:
+        for name, values in (self.model_extra or {}).items():
+            if not isinstance(values, list | tuple) or not values:
+                raise ValueError(f"{name} must be a list of values, got {values!r}")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value twice: {values}")
+            for value in values:
+                try:
+                    self._canonical({name: value})
+                except InputError as error:
+                    raise ValueError(str(error)) from None
+        return self
+
+
+class TransformChoice(_Family):
+    """One transform; written as a name where it has no options."""
+
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _known_transform(cls, name: str) -> str:
+        from budgetopt.transforms import TRANSFORMS
+
+        return _known((name,), tuple(TRANSFORMS))[0]
+
+    @property
+    def _label(self) -> str:
+        return self.name
+
+    def _schema(self) -> Schema:
+        from budgetopt.transforms import TRANSFORMS
+
+        return TRANSFORMS[self.name].options
+
+
+class QuantizerChoice(_Family):
+    """One quantizer family with the values it may take; families without a choice of levels or clipping leave them
+    out."""
 
     family: str
-    levels: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
-    clipping: Names
+    levels: Annotated[tuple[int, ...], Field(strict=False, validate_default=True)] = ()
+    clipping: Annotated[tuple[str, ...], Field(strict=False, validate_default=True)] = ()
 
     @field_validator("family")
     @classmethod
@@ -38,6 +123,12 @@ class QuantizerChoice(declarative.Strict):
         if "family" not in info.data:  # already reported
             return values
         family = QUANTIZERS[info.data["family"]]
+        if not values and info.field_name == "levels":
+            if family.fixed_levels is None:
+                raise ValueError(f"{info.data['family']} needs a list of levels")
+            return (family.fixed_levels,)
+        if not values:
+            return family.clippings[:1]
         for value in values:
             try:
                 if info.field_name == "levels":
@@ -47,6 +138,15 @@ class QuantizerChoice(declarative.Strict):
             except InputError as error:
                 raise ValueError(str(error)) from None
         return values
+
+    @property
+    def _label(self) -> str:
+        return self.family
+
+    def _schema(self) -> Schema:
+        from budgetopt.quantizers import QUANTIZERS
+
+        return QUANTIZERS[self.family].options
 
 
 class IpcRange(declarative.Strict):
@@ -64,7 +164,11 @@ class SearchSpace(declarative.Strict):
     """The domain of allocations. `suggest` is the only place that turns it into parameters."""
 
     selection: Names
-    transform: Names
+    transform: Annotated[tuple[TransformChoice, ...], Field(min_length=1, strict=False)]
+    label_bits: Annotated[tuple[Annotated[int, Field(ge=0, le=8)], ...], Field(min_length=1, strict=False)] = (0,)
+    rate_weight: Annotated[tuple[Annotated[float, Field(ge=0, le=1e6)], ...], Field(min_length=1, strict=False)] = (
+        0.0,
+    )
     ipc: IpcRange = IpcRange()
     quantizer: Annotated[tuple[QuantizerChoice, ...], Field(min_length=1, strict=False)]
 
@@ -73,12 +177,19 @@ class SearchSpace(declarative.Strict):
     def _known_selections(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _known(names, SELECTIONS)
 
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _plain_names(cls, choices: Any) -> Any:
+        if not isinstance(choices, list | tuple):
+            return choices
+        return tuple({"name": choice} if isinstance(choice, str) else choice for choice in choices)
+
     @field_validator("transform")
     @classmethod
-    def _known_transforms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        from budgetopt.transforms import TRANSFORMS
-
-        return _known(names, tuple(TRANSFORMS))
+    def _distinct_transforms(cls, choices: tuple[TransformChoice, ...]) -> tuple[TransformChoice, ...]:
+        if len({choice.name for choice in choices}) < len(choices):
+            raise ValueError("a transform appears twice; merge its options")
+        return choices
 
     @field_validator("quantizer")
     @classmethod
@@ -88,46 +199,107 @@ class SearchSpace(declarative.Strict):
         return choices
 
     def suggest(self, trial: optuna.Trial, objectives: list[str], most_ipc: int) -> Allocation:
-        """Ask `trial` for every choice; levels and clipping are asked for the chosen family only."""
+        """Ask `trial` for every choice; options, levels and clipping are asked for the chosen family only."""
         objective = trial.suggest_categorical("objective", objectives)
         selection = trial.suggest_categorical("selection", self.selection)
-        transform = trial.suggest_categorical("transform", self.transform)
+        transform = trial.suggest_categorical("transform", [choice.name for choice in self.transform])
+        transform_options = self._transform(transform).suggest_options(trial)
         ipc = trial.suggest_int("ipc", self.ipc.min, max(self.ipc.min, min(self.ipc.max, most_ipc)), log=True)
         family = trial.suggest_categorical("quantizer", [choice.family for choice in self.quantizer])
-        choice = next(c for c in self.quantizer if c.family == family)
+        choice = self._quantizer(family)
         # an index keeps the order of the levels for the sampler; a categorical would lose it
         at = trial.suggest_int(f"{family}.levels", 0, len(choice.levels) - 1)
         clipping = trial.suggest_categorical(f"{family}.clipping", choice.clipping)
-        return Allocation(objective, selection, ipc, transform, family, choice.levels[at], clipping)
+        quantizer_options = choice.suggest_options(trial)
+        bits = self.label_bits[trial.suggest_int("label_bits", 0, len(self.label_bits) - 1)]
+        weight = self.rate_weight[trial.suggest_int("rate_weight", 0, len(self.rate_weight) - 1)]
+        return Allocation(
+            objective,
+            selection,
+            ipc,
+            transform,
+            family,
+            choice.levels[at],
+            clipping,
+            transform_options,
+            quantizer_options,
+            bits,
+            weight,
+        )
 
     def parameters(self, allocation: Allocation, most_ipc: int) -> dict[str, Any]:
         """Inverse of `suggest`: the parameters that `Study.enqueue_trial` takes for an allocation of this space."""
-        choice = next(c for c in self.quantizer if c.family == allocation.quantizer)
+        choice = self._quantizer(allocation.quantizer)
         return {
             "objective": allocation.objective,
             "selection": allocation.selection,
             "transform": allocation.transform,
+            **self._transform(allocation.transform).option_parameters(allocation.transform_options),
             "ipc": max(self.ipc.min, min(allocation.ipc, self.ipc.max, most_ipc)),
             "quantizer": allocation.quantizer,
             f"{allocation.quantizer}.levels": choice.levels.index(allocation.levels),
             f"{allocation.quantizer}.clipping": allocation.clipping,
+            **choice.option_parameters(allocation.quantizer_options),
+            "label_bits": self.label_bits.index(allocation.label_bits),
+            "rate_weight": self.rate_weight.index(allocation.rate_weight),
         }
 
-    def smallest(self, objective: str) -> list[Allocation]:
-        """Allocations of the fewest samples and levels, with every other choice: one of them makes the smallest file of
-        the space (random selection apart, which depends on the allocation)."""
+    def smallest(self, objective: str, shape: tuple[int, ...]) -> list[Allocation]:
+        """Allocations of the fewest samples and levels, with every other choice that samples of `shape` can take: one
+        of them makes the smallest file of the space (random selection apart, which depends on the allocation)."""
         return [
-            Allocation(objective, selection, self.ipc.min, transform, c.family, min(c.levels), clipping)
+            allocation
             for transform in self.transform
+            for transform_options in transform.option_sets()
             for c in self.quantizer
+            for quantizer_options in c.option_sets()
             for clipping in c.clipping
             for selection in self.selection
+            if possible(
+                allocation := Allocation(
+                    objective,
+                    selection,
+                    self.ipc.min,
+                    transform.name,
+                    c.family,
+                    min(c.levels),
+                    clipping,
+                    transform_options,
+                    quantizer_options,
+                    min(self.label_bits),
+                ),
+                shape,
+            )
         ]
 
     def sorted_levels(self) -> SearchSpace:
         """Levels in increasing order, so that neighbours in the index are neighbours in bits."""
         choices = tuple(c.model_copy(update={"levels": tuple(sorted(set(c.levels)))}) for c in self.quantizer)
-        return self.model_copy(update={"quantizer": choices})
+        ordered = {
+            "label_bits": tuple(sorted(set(self.label_bits))),
+            "rate_weight": tuple(sorted(set(self.rate_weight))),
+        }
+        return self.model_copy(update={"quantizer": choices, **ordered})
+
+    def _transform(self, name: str) -> TransformChoice:
+        return next(c for c in self.transform if c.name == name)
+
+    def _quantizer(self, family: str) -> QuantizerChoice:
+        return next(c for c in self.quantizer if c.family == family)
+
+
+def possible(allocation: Allocation, shape: tuple[int, ...]) -> bool:
+    """Whether samples of `shape` can take the transform, and its coded values the quantizer."""
+    from budgetopt import quantizers, transforms
+
+    try:
+        transform = transforms.build(allocation.transform, allocation.transform_options)
+        transform.check_shape(shape)
+        family = quantizers.QUANTIZERS[allocation.quantizer]
+        family.check_transform(allocation.transform, shape)
+    except InputError:
+        return False
+    return True
 
 
 def resolve(name: str) -> SearchSpace:
@@ -141,3 +313,7 @@ def _known(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
         if name not in known:
             raise ValueError(f"unknown {name!r}, known are {', '.join(known)}")
     return names
+
+
+def _numbers(values: tuple[Value, ...]) -> bool:
+    return all(isinstance(value, int | float) for value in values)

@@ -21,7 +21,7 @@ from budgetopt.methods.target_bank import TargetBank
 from budgetopt.objective import Objective
 from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol, to_field
-from budgetopt.representation import InitialSet, Representation, fit_to_budget
+from budgetopt.representation import InitialSet, Representation
 
 RUNGS = 3  # reports of an optimised set; a set without steps reports after one training and after all
 
@@ -79,7 +79,8 @@ def initial_representation(
     context: TrialContext, allocation: Allocation, device: torch.device, selector: Selector | None = None
 ) -> Representation:
     initial = initial_set(context, allocation, selector)
-    representation = Representation(initial, allocation, context.spec, to_field(context.protocol), device)
+    noise = seeding.generator("quantizer", trial_seed(context.seed, allocation))
+    representation = Representation(initial, allocation, context.spec, to_field(context.protocol), device, noise)
     return representation.train()
 
 
@@ -111,11 +112,12 @@ def run(context: TrialContext, allocation: Allocation, device: torch.device) -> 
     for rung, target in enumerate(targets):
         for done in range(done + 1, target + 1):  # noqa: B020 - `done` goes on from the last rung
             assert method is not None
+            representation.quantizer.progress = done / targets[-1]
             loss = method.step()
             if not math.isfinite(loss):
                 raise TrialFailure(f"distillation diverged: the loss is {loss} at step {done}")
         last = rung == len(targets) - 1
-        packed = fit_to_budget(representation.packed(), context.budget)
+        packed = representation.fit_to_budget(context.budget)
         seeds = _rung_seeds(context, seed, rung, last)
         started = time.monotonic()
         evaluation = evaluate_file(packed, context.val, rung_protocol(context.protocol, last), seeds, device)

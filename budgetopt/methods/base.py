@@ -51,15 +51,16 @@ class Optimizers:
     of `lr_quantizer` whatever the loss is scaled to; it is relative to the parameter's initial size."""
 
     def __init__(self, image: torch.optim.Optimizer, representation: Representation, lr_quantizer: float) -> None:
+        self._representation = representation
         parameters = representation.quantizer.parameters()
         groups = [{"params": [p], "lr": lr_quantizer * float(p.detach().abs().mean())} for p in parameters]
         self._all = [image, torch.optim.Adam(groups)] if groups else [image]
 
     def descend(self, loss: torch.Tensor) -> float:
-        """One step down the gradient of `loss`; returns its value."""
+        """One step down the gradient of `loss` and of what the quantizer adds to it; returns the value of `loss`."""
         for optimizer in self._all:
             optimizer.zero_grad()
-        loss.backward()
+        (loss + self._representation.penalty()).backward()
         for optimizer in self._all:
             optimizer.step()
         return float(loss.detach())

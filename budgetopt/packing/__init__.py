@@ -12,17 +12,24 @@ Invariants, numbered so that code and tests can name them:
 """
 
 from budgetopt.packing.container import FORMAT_VERSION, PackedSet, pack, read_file, sections, unpack, unpack_file
-from budgetopt.packing.inverse import Identity, Standardize
+from budgetopt.packing.dequantizer import Dequantizer
+from budgetopt.packing.inverse import Identity, InverseTransform, Standardize
+from budgetopt.packing.layout import Domain, Layout, Plane
 from budgetopt.packing.levels import ApotLevels, LevelTable, UniformLevels
 from budgetopt.packing.loading import LoadedSet, load
 
 __all__ = [
     "FORMAT_VERSION",
     "ApotLevels",
+    "Dequantizer",
+    "Domain",
     "Identity",
+    "InverseTransform",
+    "Layout",
     "LevelTable",
     "LoadedSet",
     "PackedSet",
+    "Plane",
     "Standardize",
     "UniformLevels",
     "load",

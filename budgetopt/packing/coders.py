@@ -11,6 +11,7 @@ import constriction
 import numpy as np
 
 from budgetopt.packing.errors import BadPayload
+from budgetopt.packing.layout import Domain
 
 # Most symbols of a payload: bounds the memory and time that a small file can ask for.
 FREE_SYMBOLS, SYMBOLS_PER_BYTE = 1 << 20, 256
@@ -22,18 +23,25 @@ def capacity(payload_bytes: int) -> int:
 
 
 class Coder(ABC):
-    """Lossless coder of n symbols in 0 … levels−1."""
+    """Lossless coder of n·S symbols in 0 … levels−1, laid out as `domain` says.
+
+    `hint`: (n, S) uint8 that both sides know of each symbol beforehand, or None; a coder is free to ignore it.
+    """
 
     ident: ClassVar[int]
     name: ClassVar[str]
 
-    @abstractmethod
-    def encode(self, symbols: np.ndarray, levels: int) -> bytes:
-        """symbols: (n,) uint8, each below `levels` → payload."""
+    def supports(self, levels: int, domain: Domain) -> bool:
+        """Whether this coder takes such symbols: some are for pictures only, or slow where there are many steps."""
+        return True
 
     @abstractmethod
-    def decode(self, payload: bytes, count: int, levels: int) -> np.ndarray:
-        """→ (count,) uint8. Raises `BadPayload` for a payload that contradicts `count` or `levels`."""
+    def encode(self, symbols: np.ndarray, levels: int, domain: Domain, hint: np.ndarray | None) -> bytes:
+        """symbols: (n, S) uint8, each below `levels` → payload."""
+
+    @abstractmethod
+    def decode(self, payload: bytes, levels: int, domain: Domain, hint: np.ndarray | None) -> np.ndarray:
+        """→ (n, S) uint8. Raises `BadPayload` for a payload that contradicts the header."""
 
 
 class RawBits(Coder):
@@ -42,22 +50,22 @@ class RawBits(Coder):
     ident: ClassVar[int] = 0
     name: ClassVar[str] = "raw"
 
-    def encode(self, symbols: np.ndarray, levels: int) -> bytes:
-        width = _width(levels)
+    def encode(self, symbols: np.ndarray, levels: int, domain: Domain, hint: np.ndarray | None) -> bytes:
+        symbols, width = np.ascontiguousarray(symbols, np.uint8).reshape(-1), _width(levels)
         if width == 8:
             return symbols.tobytes()
         planes = (symbols[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint8)) & 1
         return np.packbits(planes.astype(np.uint8)).tobytes()
 
-    def decode(self, payload: bytes, count: int, levels: int) -> np.ndarray:
-        width = _width(levels)
+    def decode(self, payload: bytes, levels: int, domain: Domain, hint: np.ndarray | None) -> np.ndarray:
+        count, width = domain.samples * domain.values, _width(levels)
         if len(payload) != (count * width + 7) // 8:
             raise BadPayload(f"{count} symbols of {width} bits do not fill {len(payload)} bytes")
         bits = np.unpackbits(np.frombuffer(payload, np.uint8), count=count * width).reshape(count, width)
         symbols = bits @ (1 << np.arange(width - 1, -1, -1, dtype=np.uint16))
         if symbols.max(initial=0) >= levels:
             raise BadPayload(f"a symbol is {symbols.max()}, above the {levels} levels of the file")
-        return symbols.astype(np.uint8)
+        return symbols.astype(np.uint8).reshape(domain.samples, domain.values)
 
 
 class AdaptiveRange(Coder):
@@ -72,7 +80,8 @@ class AdaptiveRange(Coder):
     ident: ClassVar[int] = 1
     name: ClassVar[str] = "range"
 
-    def encode(self, symbols: np.ndarray, levels: int) -> bytes:
+    def encode(self, symbols: np.ndarray, levels: int, domain: Domain, hint: np.ndarray | None) -> bytes:
+        symbols = np.ascontiguousarray(symbols, np.uint8).reshape(-1)
         encoder = constriction.stream.queue.RangeEncoder()
         counts = np.ones(levels, np.int64)
         for start, stop in _blocks(symbols.size):
@@ -83,7 +92,8 @@ class AdaptiveRange(Coder):
         # Nearly constant sets cost almost nothing; zeros, which decode to the same, keep them within `capacity`.
         return words.ljust(-(-max(0, symbols.size - FREE_SYMBOLS) // SYMBOLS_PER_BYTE), b"\0")
 
-    def decode(self, payload: bytes, count: int, levels: int) -> np.ndarray:
+    def decode(self, payload: bytes, levels: int, domain: Domain, hint: np.ndarray | None) -> np.ndarray:
+        count = domain.samples * domain.values
         padded = payload + b"\0" * (-len(payload) % 4)
         words = np.frombuffer(padded, "<u4").astype(np.uint32)
         decoder = constriction.stream.queue.RangeDecoder(words)
@@ -96,16 +106,26 @@ class AdaptiveRange(Coder):
                 raise BadPayload(f"the range-coded symbols are invalid: {error}") from None
             symbols[_visiting_order(count, start, stop)] = block
             counts += 2 * np.bincount(block, minlength=levels)
-        return symbols
+        return symbols.reshape(domain.samples, domain.values)
 
 
 CODERS: dict[int, Coder] = {coder.ident: coder for coder in (RawBits(), AdaptiveRange())}
 
 
-def shortest(symbols: np.ndarray, levels: int) -> tuple[Coder, bytes]:
+def shortest(symbols: np.ndarray, levels: int, domain: Domain, hint: np.ndarray | None = None) -> tuple[Coder, bytes]:
     """The coder with the shortest payload; ties go to the lower id."""
-    tried = [(coder, coder.encode(symbols, levels)) for coder in CODERS.values()]
+    able = [coder for coder in CODERS.values() if coder.supports(levels, domain)]
+    tried = [(coder, coder.encode(symbols, levels, domain, hint)) for coder in able]
     return min(tried, key=lambda pair: (len(pair[1]), pair[0].ident))
+
+
+def decode(coder: Coder, payload: bytes, levels: int, domain: Domain, hint: np.ndarray | None = None) -> np.ndarray:
+    """(n, S) uint8, after the checks that bound time and memory (invariant 3). Raises `BadPayload`."""
+    if domain.samples * domain.values > capacity(len(payload)):
+        raise BadPayload(f"{len(payload)} coded bytes cannot hold {domain.samples * domain.values:,} symbols")
+    if not coder.supports(levels, domain):
+        raise BadPayload(f"the coder {coder.name} does not take such samples")
+    return coder.decode(payload, levels, domain, hint)
 
 
 def _width(levels: int) -> int:

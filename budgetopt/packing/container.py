@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from budgetopt.errors import InputError, PackedFileError
-from budgetopt.packing import coders, inverse, levels
+from budgetopt.packing import families
+from budgetopt.packing.coders import CODERS
+from budgetopt.packing.dequantizer import Dequantizer
 from budgetopt.packing.errors import (
     BadHeader,
-    BadPayload,
     ChecksumMismatch,
     NotAPackedFile,
     TooLarge,
@@ -22,71 +23,77 @@ from budgetopt.packing.errors import (
     UnsupportedVersion,
 )
 from budgetopt.packing.fields import Reader, Writer
+from budgetopt.packing.inverse import InverseTransform
+from budgetopt.packing.layout import Domain, values_of
 
 MAGIC = b"BOP"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_FILE_BYTES = 1 << 30
 MAX_SYMBOLS = 1 << 28
 DECODED_AT_ONCE = 1 << 22  # values: bounds the memory that integers take beside the float32 result
 _EQUAL_COUNTS, _INLINE_PROTOCOL, _WIDE_STATISTICS = 1, 2, 4
-_KNOWN_FLAGS = _EQUAL_COUNTS | _INLINE_PROTOCOL | _WIDE_STATISTICS
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What the files of one version may hold: flags, and ids of families and coders."""
+
+    flags: int
+    transforms: frozenset[int]
+    quantizers: frozenset[int]
+    coders: frozenset[int]
+
+
+_VERSIONS = {
+    1: _Version(7, frozenset({0, 1}), frozenset({0, 1}), frozenset({0, 1})),
+    2: _Version(7, frozenset(families.TRANSFORMS), frozenset(families.QUANTIZERS), frozenset(CODERS)),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class PackedSet:
     """All that a `.bopt` file holds.
 
-    `symbols`: (n, c, h, w) or (n, f) uint8, samples in class order. `counts`: samples of each class. `mean`,
-    `std`: (c,) float32, the receiver's input standardisation in raw units. `protocol`: the number of a preset of the
-    package, or a whole protocol as bytes.
+    `symbols`: (n, S) uint8 in class order, what `dequantizer` turns into (n, K) coded values and `inverse` into samples
+    of `shape`, (c, h, w) or (f,). `counts`: samples of each class. `mean`, `std`: (c,) float32, the receiver's input
+    standardisation in raw units. `protocol`: the number of a preset of the package, or a whole protocol as bytes.
     """
 
     symbols: np.ndarray
+    shape: tuple[int, ...]
     counts: tuple[int, ...]
-    levels: levels.LevelTable
-    inverse: inverse.InverseTransform
+    dequantizer: Dequantizer
+    inverse: InverseTransform
     mean: np.ndarray
     std: np.ndarray
     protocol: int | bytes = field(default=0)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample, (c, h, w) or (f,)."""
-        return self.symbols.shape[1:]
+    def domain(self) -> Domain:
+        return Domain(self.inverse.layout(self.shape), self.counts)
 
-    @property
-    def channels(self) -> int:
-        return self.shape[0] if len(self.shape) > 1 else 1
+    def __len__(self) -> int:
+        return sum(self.counts)
 
     def labels(self) -> np.ndarray:
         """(n,) int64 class of each sample."""
-        return np.repeat(np.arange(len(self.counts)), self.counts)
+        return self.domain.labels
 
-    def decode(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Samples start … stop as float32 in the dataset's raw units, (n, c, h, w) or (n, f): integers times one
-        power of two, rounded once (invariant 1)."""
-        symbols, table = self.symbols[start:stop], self.levels.table()
-        samples = np.empty(symbols.shape, np.float32)
+    def decode(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """The samples `index` as float32 in the dataset's raw units, (m, c, h, w) or (m, f)."""
+        chosen, domain = np.arange(len(self))[index], self.domain
+        samples = np.empty((len(chosen), *self.shape), np.float32)
         size = max(1, DECODED_AT_ONCE // math.prod(self.shape))
-        for first in range(0, len(symbols), size):
-            ints = table[symbols[first : first + size]]
-            if len(self.shape) == 1:  # feature vectors have one channel
-                ints = ints[:, None]
-            ints, exponent = self.inverse.apply(ints, self.levels.exponent)
-            decoded = ints.astype(np.float32) * np.float32(2.0**-exponent)
-            samples[first : first + size] = decoded.reshape(-1, *self.shape)
+        for first in range(0, len(chosen), size):
+            part = chosen[first : first + size]
+            samples[first : first + size] = self.dequantizer.samples(
+                self.symbols[part], part, domain, self.inverse, self.shape
+            )
         return samples
 
     def check_exponents(self) -> None:
-        """Raise `BadHeader` where some level cannot be decoded in 64 bits, whichever levels the samples use."""
-        table = self.levels.table()
-        self.inverse.apply(np.broadcast_to(table, (1, self.channels, table.size)), self.levels.exponent)
-
-    def prefix(self, counts: tuple[int, ...]) -> PackedSet:
-        """The first `counts[c]` samples of every class c."""
-        starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]])
-        keep = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
-        return replace(self, symbols=self.symbols[keep], counts=tuple(counts))
+        """Raise `BadHeader` where some symbol could not be decoded in 64 bits, whichever ones the samples use."""
+        self.inverse.check(self.dequantizer.most, self.dequantizer.exponent, self.shape)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PackedSet) and pack(self) == pack(other)
@@ -94,14 +101,13 @@ class PackedSet:
 
 def pack(packed: PackedSet) -> bytes:
     """→ the bytes of the file, the shortest of all coders. Raises `BadHeader` for what the format cannot hold."""
-    body = Writer()
+    body, domain = Writer(), packed.domain
     wide = not _fits_half(packed.mean, packed.std)
     equal = len(set(packed.counts)) == 1
     inline = isinstance(packed.protocol, bytes)
-    if int(sum(packed.counts)) != packed.symbols.shape[0] or packed.symbols.size == 0:
-        raise BadHeader(f"counts {packed.counts} do not match {packed.symbols.shape[0]} samples")
-    if packed.symbols.max() >= packed.levels.levels:
-        raise BadHeader(f"symbol {packed.symbols.max()} is not below {packed.levels.levels} levels")
+    symbols_each = values_of(packed.dequantizer.symbol_layout(domain.layout))
+    if packed.symbols.shape != (domain.samples, symbols_each) or packed.symbols.size == 0:
+        raise BadHeader(f"{domain.samples} samples of {symbols_each} symbols expected, got {packed.symbols.shape}")
     packed.check_exponents()
     body.byte(equal * _EQUAL_COUNTS | inline * _INLINE_PROTOCOL | wide * _WIDE_STATISTICS)
     if isinstance(packed.protocol, bytes):
@@ -117,12 +123,10 @@ def pack(packed: PackedSet) -> bytes:
         body.unsigned(count)
     body.floats(packed.mean, wide)
     body.floats(packed.std, wide)
-    body.byte(packed.inverse.family << 4 | packed.levels.family)
+    body.byte(packed.inverse.family << 4 | packed.dequantizer.family)
     packed.inverse.write(body)
-    packed.levels.write(body)
-    coder, payload = coders.shortest(packed.symbols.reshape(-1), packed.levels.levels)
-    body.byte(coder.ident)
-    body.raw(payload)
+    packed.dequantizer.write(body, domain)
+    body.raw(packed.dequantizer.payload(packed.symbols, domain)[1])
     data = MAGIC + bytes([FORMAT_VERSION]) + bytes(body.data)
     return data + zlib.crc32(data).to_bytes(4, "little")
 
@@ -135,11 +139,6 @@ def unpack(data: bytes) -> PackedSet:
 def sections(data: bytes) -> list[tuple[str, int]]:
     """[(what, bytes), …] in file order; the sizes add up to `len(data)`. Raises as `unpack`."""
     return _parse(data)[1]
-
-
-def coder_name(data: bytes) -> str:
-    """Name of the coder of the symbols."""
-    return next(name for name, _ in sections(data) if name.startswith("symbols")).split(" ", 1)[1].strip("()")
 
 
 def read_file(path: str | Path) -> bytes:
@@ -174,14 +173,15 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
         raise NotAPackedFile(f"not a .bopt file: it starts with {data[:4]!r}, expected {MAGIC!r}")
     if len(data) < 8:
         raise Truncated(f"a .bopt file has at least 8 bytes, got {len(data)}")
-    if data[3] != FORMAT_VERSION:
-        raise UnsupportedVersion(f"format version {data[3]} is not known; this package reads {FORMAT_VERSION}")
+    version = _VERSIONS.get(data[3])
+    if version is None:
+        raise UnsupportedVersion(f"format version {data[3]} is not known; this package reads 1 to {FORMAT_VERSION}")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise ChecksumMismatch("the checksum does not match: the file is damaged or cut short")
     fields = Reader(data[4:-4])
     with fields.section("flags"):
         flags = fields.byte()
-        if flags & ~_KNOWN_FLAGS:
+        if flags & ~version.flags:
             raise BadHeader(f"unknown flags {flags:#04x}")
     with fields.section("protocol"):
         protocol: int | bytes
@@ -217,26 +217,21 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
         if (std <= 0).any():
             raise BadHeader("a standard deviation is not positive")
     with fields.section("families"):
-        families = fields.byte()
-        if families >> 4 not in inverse.FAMILIES or families & 0x0F not in levels.FAMILIES:
-            raise BadHeader(f"unknown transform {families >> 4} or quantizer {families & 0x0F}")
+        transform, quantizer = divmod(fields.byte(), 16)
+        if transform not in version.transforms or quantizer not in version.quantizers:
+            raise BadHeader(f"unknown transform {transform} or quantizer {quantizer}")
     with fields.section("transform parameters"):
-        transform = inverse.FAMILIES[families >> 4].read(fields, channels)
+        inverse = families.TRANSFORMS[transform].read(fields, shape)
+        domain = Domain(inverse.layout(shape), counts)
+        if domain.samples * domain.values > MAX_SYMBOLS:
+            raise TooLarge(f"the file claims {domain.values:,} coded values a sample, more than the format allows")
     with fields.section("quantizer parameters"):
-        table = levels.FAMILIES[families & 0x0F].read(fields)
-    with fields.section("coder"):
-        ident = fields.byte()
-        if ident not in coders.CODERS:
-            raise BadHeader(f"unknown coder {ident}")
+        dequantizer = families.QUANTIZERS[quantizer].read(fields, domain)
+    inverse.check(dequantizer.most, dequantizer.exponent, shape)
     payload = fields.raw(fields.left)
-    if total > coders.capacity(len(payload)):
-        raise BadPayload(f"{len(payload)} coded bytes cannot hold {total:,} symbols")
-    symbols = coders.CODERS[ident].decode(payload, total, table.levels)
-    packed = PackedSet(symbols.reshape(-1, *shape), counts, table, transform, mean, std, protocol)
-    packed.check_exponents()
-    parts = [("magic and version", 4), *fields.sections]
-    parts += [(f"symbols ({coders.CODERS[ident].name})", len(payload)), ("checksum", 4)]
-    return packed, parts
+    coder, symbols = dequantizer.read_payload(payload, domain, version.coders)
+    parts = [("magic and version", 4), *fields.sections, (f"symbols ({coder})", len(payload)), ("checksum", 4)]
+    return PackedSet(symbols, shape, counts, dequantizer, inverse, mean, std, protocol), parts
 
 
 def _fits_half(mean: np.ndarray, std: np.ndarray) -> bool:

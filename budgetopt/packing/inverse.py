@@ -10,24 +10,34 @@ import numpy as np
 
 from budgetopt.packing.errors import BadHeader
 from budgetopt.packing.fields import EXPONENT_LIMIT, MANTISSA_LIMIT, Reader, Writer
+from budgetopt.packing.layout import Layout, layout_of
 
 
 class InverseTransform(ABC):
-    """Side information of a transform. `apply` maps (integers, exponent) to (integers, exponent)."""
+    """Side information of a transform: K coded values of a sample → its raw values, in integers. Immutable."""
 
     family: ClassVar[int]
     name: ClassVar[str]
 
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """Of the coded values of samples of `shape`, (c, h, w) or (f,)."""
+        return layout_of(shape)
+
     @abstractmethod
-    def apply(self, ints: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
-        """ints: (n, c, h, w) or (n, f) int64, values ints · 2^(−exponent) in the coded domain → raw units."""
+    def apply(self, ints: np.ndarray, exponent: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+        """ints: (n, K) int64, values ints · 2^(−exponent) in the coded domain → ((n, *shape) int64, exponent) in raw
+        units."""
+
+    def check(self, most: int, exponent: int, shape: tuple[int, ...]) -> None:  # noqa: B027 - many need no check
+        """Raise `BadHeader` where |ints| ≤ `most` at this exponent cannot be decoded in 64 bits."""
 
     @abstractmethod
     def write(self, out: Writer) -> None: ...
 
     @classmethod
     @abstractmethod
-    def read(cls, fields: Reader, channels: int) -> InverseTransform: ...
+    def read(cls, fields: Reader, shape: tuple[int, ...]) -> InverseTransform:
+        """Raises `BadHeader` for parameters that samples of `shape` cannot have."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +47,14 @@ class Identity(InverseTransform):
     family: ClassVar[int] = 0
     name: ClassVar[str] = "identity"
 
-    def apply(self, ints: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
-        return ints, exponent
+    def apply(self, ints: np.ndarray, exponent: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+        return ints.reshape(-1, *shape), exponent
 
     def write(self, out: Writer) -> None:
         pass
 
     @classmethod
-    def read(cls, fields: Reader, channels: int) -> Identity:
+    def read(cls, fields: Reader, shape: tuple[int, ...]) -> Identity:
         return cls()
 
 
@@ -67,16 +77,23 @@ class Standardize(InverseTransform):
         if max(abs(self.scale_exponent), abs(self.offset_exponent)) > EXPONENT_LIMIT:
             raise BadHeader(f"the exponents of the standardisation must be within ±{EXPONENT_LIMIT}")
 
-    def apply(self, ints: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
-        per_channel = (len(self.scale),) + (1,) * (ints.ndim - 2)
-        result_exponent = exponent + self.scale_exponent
-        offset_shift = result_exponent - self.offset_exponent
-        product_shift = max(0, -offset_shift)
-        if abs(offset_shift) > 36 or np.abs(ints).max(initial=0) >= 2**36 >> product_shift:
+    def check(self, most: int, exponent: int, shape: tuple[int, ...]) -> None:
+        offset_shift, product_shift = self._shifts(exponent)
+        if abs(offset_shift) > 36 or most >= 2**36 >> product_shift:
             raise BadHeader("the exponents of the levels and of the standardisation are too far apart")
-        product = ints * np.array(self.scale, np.int64).reshape(per_channel)
+
+    def apply(self, ints: np.ndarray, exponent: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+        per_channel = (len(self.scale),) + (1,) * max(0, len(shape) - 1)
+        offset_shift, product_shift = self._shifts(exponent)
+        product = ints.reshape(-1, *shape) * np.array(self.scale, np.int64).reshape(per_channel)
         offset = np.array(self.offset, np.int64).reshape(per_channel)
-        return (product << product_shift) + (offset << max(0, offset_shift)), result_exponent + product_shift
+        shifted = (product << product_shift) + (offset << max(0, offset_shift))
+        return shifted, exponent + self.scale_exponent + product_shift
+
+    def _shifts(self, exponent: int) -> tuple[int, int]:
+        """Bits by which offset and product are shifted to the finer of their exponents."""
+        offset_shift = exponent + self.scale_exponent - self.offset_exponent
+        return offset_shift, max(0, -offset_shift)
 
     def write(self, out: Writer) -> None:
         out.signed(self.scale_exponent)
@@ -86,7 +103,8 @@ class Standardize(InverseTransform):
             out.signed(offset)
 
     @classmethod
-    def read(cls, fields: Reader, channels: int) -> Standardize:
+    def read(cls, fields: Reader, shape: tuple[int, ...]) -> Standardize:
+        channels = shape[0] if len(shape) > 1 else 1
         scale_exponent = fields.signed(EXPONENT_LIMIT, "the exponent of the scale")
         offset_exponent = fields.signed(EXPONENT_LIMIT, "the exponent of the offset")
         pairs = [
@@ -94,6 +112,3 @@ class Standardize(InverseTransform):
             for _ in range(channels)
         ]
         return cls(tuple(s for s, _ in pairs), scale_exponent, tuple(o for _, o in pairs), offset_exponent)
-
-
-FAMILIES: dict[int, type[InverseTransform]] = {family.family: family for family in (Identity, Standardize)}

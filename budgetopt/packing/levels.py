@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 
+from budgetopt.packing.dequantizer import Dequantizer
 from budgetopt.packing.errors import BadHeader
 from budgetopt.packing.fields import EXPONENT_LIMIT, MANTISSA_LIMIT, Reader, Writer
+from budgetopt.packing.layout import Domain
 
 MAX_LEVELS = 256
 
 
-class LevelTable(ABC):
-    """Side information of a quantizer. Immutable; equal tables decode equally."""
-
-    family: ClassVar[int]
-    name: ClassVar[str]
-    exponent: int
-
-    @property
-    @abstractmethod
-    def levels(self) -> int:
-        """Number of distinct levels L, 2 … 256."""
+class LevelTable(Dequantizer):
+    """One table of scalar levels for all values."""
 
     @abstractmethod
     def table(self) -> np.ndarray:
         """(L,) int64, strictly increasing: level k is table[k] · 2^(−exponent)."""
 
-    @abstractmethod
-    def write(self, out: Writer) -> None: ...
+    def ints(self, symbols: np.ndarray, index: np.ndarray, domain: Domain) -> np.ndarray:
+        return self.table()[symbols]
 
-    @classmethod
-    @abstractmethod
-    def read(cls, fields: Reader) -> LevelTable: ...
+    @property
+    def most(self) -> int:
+        return int(np.abs(self.table()[[0, -1]]).max())
 
     def values(self) -> np.ndarray:
         """(L,) float32: the levels in the coded domain (exact wherever |table| < 2^24)."""
         return self.table().astype(np.float32) * np.float32(2.0**-self.exponent)
 
 
-def _read_exponent(fields: Reader) -> int:
+def read_exponent(fields: Reader) -> int:
     return fields.signed(EXPONENT_LIMIT, "the exponent of the levels")
 
 
-def _check_exponent(exponent: int) -> None:
+def check_exponent(exponent: int) -> None:
     if abs(exponent) > EXPONENT_LIMIT:
         raise BadHeader(f"the exponent of the levels must be within ±{EXPONENT_LIMIT}, got {exponent}")
 
@@ -70,7 +63,7 @@ class UniformLevels(LevelTable):
             raise BadHeader(f"the step of uniform levels must be positive, got {self.step}")
         if abs(self.low) >= MANTISSA_LIMIT:
             raise BadHeader(f"the lowest level must be below 2^24, got {self.low}")
-        _check_exponent(self.exponent)
+        check_exponent(self.exponent)
 
     @property
     def levels(self) -> int:
@@ -79,18 +72,18 @@ class UniformLevels(LevelTable):
     def table(self) -> np.ndarray:
         return self.low + self.step * np.arange(self.count, dtype=np.int64)
 
-    def write(self, out: Writer) -> None:
+    def write(self, out: Writer, domain: Domain) -> None:
         out.byte(self.count - 1)
         out.signed(self.low)
         out.unsigned(self.step)
         out.signed(self.exponent)
 
     @classmethod
-    def read(cls, fields: Reader) -> UniformLevels:
+    def read(cls, fields: Reader, domain: Domain) -> UniformLevels:
         count = fields.byte() + 1
         low = fields.signed(MANTISSA_LIMIT - 1, "the lowest level")
         step = fields.unsigned(MANTISSA_LIMIT - 1, "the step of the levels")
-        return cls(count, low, step, _read_exponent(fields))
+        return cls(count, low, step, read_exponent(fields))
 
 
 APOT_PRECISION = 22  # bits below the largest term: terms smaller than 2^-22 of it are dropped
@@ -147,7 +140,7 @@ class ApotLevels(LevelTable):
             raise BadHeader(f"APoT k = {self.k} does not divide {self.bits} - 1 bits of magnitude")
         if not 1 <= self.unit < MANTISSA_LIMIT:
             raise BadHeader(f"the unit of APoT levels must be positive, got {self.unit}")
-        _check_exponent(self.exponent)
+        check_exponent(self.exponent)
 
     @property
     def levels(self) -> int:
@@ -159,16 +152,13 @@ class ApotLevels(LevelTable):
         both = np.concatenate([negative[:-1] if magnitudes[0] == 0 else negative, magnitudes])
         return both * self.unit
 
-    def write(self, out: Writer) -> None:
+    def write(self, out: Writer, domain: Domain) -> None:
         out.byte(self.bits - 1 | self.k << 4)
         out.unsigned(self.unit)
         out.signed(self.exponent)
 
     @classmethod
-    def read(cls, fields: Reader) -> ApotLevels:
+    def read(cls, fields: Reader, domain: Domain) -> ApotLevels:
         packed = fields.byte()
         unit = fields.unsigned(MANTISSA_LIMIT - 1, "the unit of the APoT levels")
-        return cls((packed & 0x0F) + 1, packed >> 4, unit, _read_exponent(fields))
-
-
-FAMILIES: dict[int, type[LevelTable]] = {family.family: family for family in (UniformLevels, ApotLevels)}
+        return cls((packed & 0x0F) + 1, packed >> 4, unit, read_exponent(fields))

@@ -24,7 +24,7 @@ class LoadedSet:
     bytes: int
 
     def __len__(self) -> int:
-        return self.packed.symbols.shape[0]
+        return len(self.packed)
 
     @property
     def classes(self) -> int:
@@ -56,19 +56,9 @@ class LoadedSet:
             raise InputError(f"the batch size must be at least 1, got {size}")
         order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
         labels = self.labels
-        table = self.packed
         for start in range(0, len(self), size):
             index = order[start : start + size]
-            part = PackedSet(
-                table.symbols[index],
-                (len(index),),
-                table.levels,
-                table.inverse,
-                table.mean,
-                table.std,
-                table.protocol,
-            )
-            yield part.decode(), labels[index]
+            yield self.packed.decode(index), labels[index]
 
     def to_torch(self, standardize: bool = True) -> torch.utils.data.TensorDataset:
         """A `torch.utils.data.Dataset` of (sample float32, label int64); imports torch. With `standardize`, samples are

@@ -6,15 +6,17 @@ import torch
 from torch import nn
 
 from budgetopt.errors import InputError, TrialFailure
+from budgetopt.options import Options
 from budgetopt.packing.fields import to_fixed
+from budgetopt.packing.layout import Layout
 from budgetopt.packing.levels import ApotLevels, LevelTable, apot_magnitudes
-from budgetopt.quantizers.base import Quantizer, percentile_range
+from budgetopt.quantizers.base import ScalarQuantizer, percentile_range
 
 UNIT_BITS = 10  # precision of the stored unit (α / largest magnitude): α is off by less than 0.1 %
 K = 2  # bits of one term, the paper's choice
 
 
-class Apot(Quantizer):
+class Apot(ScalarQuantizer):
     """x̂ = α·Π(clip(x/α, −1, 1)), Π the nearest level; symmetric, so it wants centred data.
 
     2 levels (±α) at 1 bit, else 2^b − 1 (one zero only). Clipping: the initial `clip` (α of QuADD eq. 14) as a share
@@ -24,8 +26,8 @@ class Apot(Quantizer):
 
     clippings = ("quadd", "half", "quarter")
 
-    def __init__(self, levels: int, clipping: str) -> None:
-        super().__init__(levels, clipping)
+    def __init__(self, levels: int, clipping: str, chosen: Options = ()) -> None:
+        super().__init__(levels, clipping, chosen)
         self.alpha = nn.Parameter(torch.ones(()))
 
     @classmethod
@@ -39,7 +41,8 @@ class Apot(Quantizer):
         return LEVELS.index(self.levels) + 1
 
     @torch.no_grad()
-    def fit(self, x: torch.Tensor) -> None:
+    def fit(self, x: torch.Tensor, labels: torch.Tensor, layout: Layout) -> None:
+        self._layout = layout
         low, high = percentile_range(x, 1.0)
         share = {"quadd": 1.0, "half": 0.5, "quarter": 0.25}[self.clipping]
         alpha = share * (high - low) or float(x.abs().max()) or 1.0
@@ -58,8 +61,8 @@ class Apot(Quantizer):
             raise TrialFailure(f"distillation diverged: the clipping threshold is {self._threshold()}") from None
         return ApotLevels(self.bits, K, unit, exponent)
 
-    def surrogate(self, x: torch.Tensor) -> torch.Tensor:
-        quantized, alpha = self.quantized(x), self._threshold()
+    def surrogate(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        quantized, alpha = self.quantized(x, labels), self._threshold()
         ratio = x.detach() / alpha
         slope = torch.where(ratio.abs() > 1, ratio.sign(), quantized / alpha - ratio)
         change = (x - x.detach()) + slope * (self.alpha - self.alpha.detach())  # zero in value

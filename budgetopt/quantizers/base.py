@@ -10,27 +10,41 @@ import torch
 from torch import nn
 
 from budgetopt.errors import InputError
+from budgetopt.options import Options, Schema, complete
+from budgetopt.packing.dequantizer import Dequantizer
+from budgetopt.packing.layout import Domain, Layout
 from budgetopt.packing.levels import LevelTable
 
 
 class Quantizer(nn.Module, ABC):
-    """Coded values ↔ integer symbols, with a differentiable surrogate for training.
+    """Coded values x (n, K) ↔ symbols and side information, with a differentiable surrogate for training.
 
-    In evaluation mode `forward(x)` equals, bit for bit, what `packing` decodes from `encode(x)`: both look the symbol
-    up in `side_information()`. In training mode parameters are already rounded to the precision of the file.
+    In evaluation mode `forward(x, labels)` equals, bit for bit, what `packing` decodes from `encode(x, labels)`. In
+    training mode parameters are already rounded to the precision of the file. `labels`: (n,) class of each row of x, in
+    class order; rows may be left out between calls (sets are cut to fit a budget), but K and the layout stay.
+
+    `generator` draws the noise of those surrogates that have any; `progress` (0 … 1, the share of training that is
+    done) anneals those that do.
     """
 
-    clippings: ClassVar[tuple[str, ...]]
+    clippings: ClassVar[tuple[str, ...]] = ("none",)
+    options: ClassVar[Schema] = {}
+    fixed_levels: ClassVar[int | None] = None  # of families that do not let one choose
 
-    def __init__(self, levels: int, clipping: str) -> None:
+    def __init__(self, levels: int, clipping: str, chosen: Options = ()) -> None:
         super().__init__()
         self.check_levels(levels)
         self.check_clipping(clipping)
         self.levels, self.clipping = levels, clipping
+        self.chosen = complete(self.options, chosen, type(self).__name__.lower())
+        self.generator = torch.Generator().manual_seed(0)
+        self.progress = 0.0
 
     @classmethod
     def check_levels(cls, levels: int) -> None:
         """Raise `InputError` for a number of levels that this family does not offer."""
+        if cls.fixed_levels is not None and levels != cls.fixed_levels:
+            raise InputError(f"{cls.__name__.lower()} has {cls.fixed_levels} levels and no other, got {levels}")
         if not 2 <= levels <= 256:
             raise InputError(f"levels must be in 2..256, got {levels}")
 
@@ -40,13 +54,42 @@ class Quantizer(nn.Module, ABC):
         if clipping not in cls.clippings:
             raise InputError(f"clipping must be one of {', '.join(cls.clippings)}, got {clipping!r}")
 
-    @abstractmethod
-    def fit(self, x: torch.Tensor) -> None:
-        """Set initial parameters from coded values x, any shape."""
+    @classmethod
+    def check_transform(cls, transform: str, shape: tuple[int, ...]) -> None:
+        """Raise `InputError` where this family cannot take what `transform` makes of samples of `shape`."""
 
     @abstractmethod
-    def surrogate(self, x: torch.Tensor) -> torch.Tensor:
+    def fit(self, x: torch.Tensor, labels: torch.Tensor, layout: Layout) -> None:
+        """Set initial parameters from coded values x (n, K)."""
+
+    @abstractmethod
+    def surrogate(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The differentiable stand-in used in training; same shape as x."""
+
+    @abstractmethod
+    def encode(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, Dequantizer]:
+        """→ ((n, S) symbols, side information from the current parameters), no gradient."""
+
+    def penalty(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What the family adds to the loss of any method, zero for most."""
+        return x.new_zeros(())
+
+    @torch.no_grad()
+    def quantized(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What a receiver decodes, (n, K) float32, without gradient."""
+        symbols, side = self.encode(x.detach(), labels)
+        domain = Domain(self._layout, tuple(np.bincount(labels.cpu().numpy()).tolist()))
+        ints = side.ints(symbols, np.arange(len(symbols)), domain)
+        return torch.from_numpy(ints.astype(np.float32) * np.float32(2.0**-side.exponent)).to(x.device)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.surrogate(x, labels) if self.training else self.quantized(x, labels)
+
+    _layout: Layout  # set by fit
+
+
+class ScalarQuantizer(Quantizer):
+    """One table of levels for all values: a symbol is the index of the nearest level."""
 
     @abstractmethod
     def side_information(self) -> LevelTable:
@@ -58,17 +101,14 @@ class Quantizer(nn.Module, ABC):
         return torch.bucketize(x, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
 
     @torch.no_grad()
-    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, LevelTable]:
+    def encode(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, LevelTable]:
         table = self.side_information()
-        return self.symbols(x, table), table
+        return self.symbols(x, table).cpu().numpy(), table
 
-    def quantized(self, x: torch.Tensor) -> torch.Tensor:
-        """Nearest levels of x, without gradient."""
-        symbols, table = self.encode(x.detach())
-        return torch.from_numpy(table.values()).to(x.device)[symbols.long()]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.surrogate(x) if self.training else self.quantized(x)
+    @torch.no_grad()
+    def quantized(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        table = self.side_information()  # without the way through numpy: on the device of x
+        return torch.from_numpy(table.values()).to(x.device)[self.symbols(x.detach(), table).long()]
 
 
 def percentile_range(x: torch.Tensor, percent: float) -> tuple[float, float]:

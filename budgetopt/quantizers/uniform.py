@@ -5,20 +5,22 @@ from __future__ import annotations
 import torch
 
 from budgetopt.packing.fields import EXPONENT_LIMIT, MANTISSA_LIMIT, to_fixed
+from budgetopt.packing.layout import Layout
 from budgetopt.packing.levels import LevelTable, UniformLevels
-from budgetopt.quantizers.base import Quantizer, percentile_range
+from budgetopt.quantizers.base import ScalarQuantizer, percentile_range
 
 STEP_BITS = 12  # precision of the stored step: the largest of 256 levels is off by less than 3 % of a step
 
 
-class Uniform(Quantizer):
+class Uniform(ScalarQuantizer):
     """Levels from 2 to 256. Clipping: `minmax`, or `pK`, the range from percentile K to 100 − K, both of the initial
     set; the range is then frozen. Q = low + Δ·round((x − low)/Δ), clamped; dQ/dx = 1 everywhere, so that values
     outside the range still move."""
 
     clippings = ("minmax", "p1", "p5")
 
-    def fit(self, x: torch.Tensor) -> None:
+    def fit(self, x: torch.Tensor, labels: torch.Tensor, layout: Layout) -> None:
+        self._layout = layout
         low, high = percentile_range(x, 0.0 if self.clipping == "minmax" else float(self.clipping[1:]))
         if high <= low:  # more than half of the values are one value: clip nothing
             low, high = percentile_range(x, 0.0)
@@ -40,5 +42,5 @@ class Uniform(Quantizer):
     def side_information(self) -> LevelTable:
         return self._table
 
-    def surrogate(self, x: torch.Tensor) -> torch.Tensor:
-        return self.quantized(x) + (x - x.detach())  # the second term is zero in value
+    def surrogate(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.quantized(x, labels) + (x - x.detach())  # the second term is zero in value

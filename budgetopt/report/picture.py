@@ -21,18 +21,18 @@ def sample_sheet(packed: PackedSet) -> bytes | None:
         return None
     starts = np.concatenate([[0], np.cumsum(packed.counts)[:-1]])
     if len(shape) == 1:
-        rows = [packed.decode(s, s + min(c, COLUMNS)) for s, c in zip(starts, packed.counts, strict=True)]
+        rows = [packed.decode(slice(s, s + min(c, COLUMNS))) for s, c in zip(starts, packed.counts, strict=True)]
         pixels = np.concatenate(rows[:MAX_ROWS])
         sheet = _to_bytes(pixels)
     else:
         channels, height, width = shape
         shown = min(len(packed.counts), MAX_ROWS)
         sheet = np.zeros((shown * (height + 1) + 1, COLUMNS * (width + 1) + 1, channels), np.uint8)
-        first = packed.decode()[: 1 << 16] if packed.symbols.size < 1 << 24 else None
-        low_high = None if first is None else (float(first.min()), float(first.max()))
+        first = packed.decode(slice(1 << 10))
+        low_high = (float(first.min()), float(first.max()))
         for row in range(shown):
             stop = starts[row] + min(packed.counts[row], COLUMNS)
-            for column, sample in enumerate(packed.decode(int(starts[row]), int(stop))):
+            for column, sample in enumerate(packed.decode(slice(int(starts[row]), int(stop)))):
                 tile = _to_bytes(sample, low_high).transpose(1, 2, 0)
                 top, left = 1 + row * (height + 1), 1 + column * (width + 1)
                 sheet[top : top + height, left : left + width] = tile

@@ -29,7 +29,11 @@ class Design:
         self._coreset = next(n for n, steps in names.items() if steps == 0)
         self._optimised = [n for n, steps in names.items() if steps > 0]
         # of all transforms and families, since another one may code shorter
-        fewest = [a for a in config.space.smallest(self._coreset) if a.selection == config.space.selection[0]]
+        fewest = [
+            a
+            for a in config.space.smallest(self._coreset, context.spec.shape)
+            if a.selection == config.space.selection[0]
+        ]
         self.most_ipc = max(self.largest_ipc(a, config.budget) for a in fewest)
 
     def largest_ipc(self, allocation: Allocation, size: float) -> int:
@@ -55,7 +59,7 @@ class Design:
     def allocations(self) -> list[Allocation]:
         """The design: coresets of all sizes, optimised sets of all sizes, the other selections; large before small."""
         space = self._config.space
-        coreset = space.smallest(self._coreset)[0]
+        coreset = space.smallest(self._coreset, self._context.spec.shape)[0]
         family = next(c for c in space.quantizer if c.family == coreset.quantizer)
         levels = min(family.levels, key=lambda count: abs(math.log2(count / OPTIMISED_LEVELS)))
         sizes, ipcs = [float(self._config.budget)], [self.largest_ipc(coreset, self._config.budget)]
@@ -78,7 +82,7 @@ class Design:
 def smallest_file(config: SearchConfig, context: TrialContext, selector: Selector) -> int:
     """Bytes of the smallest file of the search space; raises `InputError` where the budget is below it."""
     name = next(iter(config.objectives))
-    smallest = min(initial_bytes(context, a, selector) for a in config.space.smallest(name))
+    smallest = min(initial_bytes(context, a, selector) for a in config.space.smallest(name, context.spec.shape))
     if smallest > config.budget:
         raise InputError(
             f"the budget of {Budget(config.budget)} is too small for {config.dataset}: the smallest file of the search "

@@ -206,9 +206,10 @@ def lossless_bytes(dataset: Dataset, config: SearchConfig) -> int | None:
         return None
     order = np.argsort(dataset.train.y, kind="stable")
     packed = PackedSet(
-        symbols=(x[order] - np.asarray(low, x.dtype)).astype(np.uint8),
+        symbols=(x[order] - np.asarray(low, x.dtype)).astype(np.uint8).reshape(len(x), -1),
+        shape=dataset.spec.shape,
         counts=dataset.spec.class_counts,
-        levels=UniformLevels(max(2, levels), int(low), 1, 0),
+        dequantizer=UniformLevels(max(2, levels), int(low), 1, 0),
         inverse=Identity(),
         mean=dataset.spec.mean,
         std=dataset.spec.std,
@@ -218,7 +219,7 @@ def lossless_bytes(dataset: Dataset, config: SearchConfig) -> int | None:
     decoded = unpack(data)
     for start in range(0, len(x), 4096):  # a float copy of everything would be four times the data
         part = slice(start, start + 4096)
-        if not np.array_equal(decoded.decode(part.start, part.stop), x[order[part]].astype(np.float32)):
+        if not np.array_equal(decoded.decode(part), x[order[part]].astype(np.float32)):
             raise AssertionError("the lossless reference is not lossless")
     return len(data)
 

@@ -17,7 +17,7 @@ from budgetopt.methods.selection import Selector
 from budgetopt.search import study as records
 from budgetopt.search.progress import Observer, Progress
 from budgetopt.seeding import derive
-from budgetopt.space import SearchSpace
+from budgetopt.space import SearchSpace, possible
 from budgetopt.trial import TrialContext, initial_bytes
 
 STARTUP = 12  # trials before the sampler models anything
@@ -105,6 +105,9 @@ class StudySearcher(Searcher):
             trial.set_user_attr("duplicate_of", self._seen[allocation])
             self._prune(trial, records.DUPLICATE)
             self._enqueue_unseen(allocation)
+            return True
+        if not possible(allocation, self._context.spec.shape):
+            self._prune(trial, records.IMPOSSIBLE)
             return True
         size, budget = initial_bytes(self._context, allocation, self._selector), self._context.budget
         trial.set_user_attr("initial_bytes", size)

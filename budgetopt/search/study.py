@@ -29,6 +29,7 @@ METRICS = ["log2(bytes)", "validation accuracy"]
 
 # Reasons of PRUNED trials. Only the first says something about accuracy.
 STOPPED, OVER_BEFORE, OVER_AFTER, DUPLICATE = "stopped", "over_budget_before", "over_budget_after", "duplicate"
+IMPOSSIBLE = "impossible"  # a quantizer that cannot take what the transform makes
 # Reasons of FAIL trials that are not the trial's own fault: they are started again by `resume`.
 INTERRUPTED = "interrupted"
 

@@ -12,13 +12,13 @@ class Identity(Transform):
     tolerance = 0.0
 
     def fit(self, x: torch.Tensor) -> None:
-        pass
+        self._shape = tuple(x.shape[1:])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+        return x.flatten(1)
 
     def inverse(self, z: torch.Tensor) -> torch.Tensor:
-        return z
+        return z.reshape(-1, *self._shape)
 
     def side_information(self) -> side.InverseTransform:
         return side.Identity()

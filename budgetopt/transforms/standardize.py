@@ -17,6 +17,7 @@ class Standardize(Transform):
     tolerance = 1e-4
 
     def fit(self, x: torch.Tensor) -> None:
+        self._shape = tuple(x.shape[1:])
         channels = x if x.dim() > 2 else x[:, None]
         axes = [0, *range(2, channels.dim())]
         mean = channels.double().mean(dim=axes)
@@ -34,10 +35,10 @@ class Standardize(Transform):
         self._mean = (torch.tensor(offset) * 2.0**-offset_exponent).float().reshape(shape).to(x.device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x - self._mean) / self._std
+        return ((x - self._mean) / self._std).flatten(1)
 
     def inverse(self, z: torch.Tensor) -> torch.Tensor:
-        return z * self._std + self._mean
+        return z.reshape(-1, *self._shape) * self._std + self._mean
 
     def side_information(self) -> side.InverseTransform:
         return self._side

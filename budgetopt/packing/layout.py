@@ -1,0 +1,61 @@
+"""How the coded values are laid out: known to the decoder before it reads them, and so a context for coders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Plane:
+    """`channels` grids of height × width values, row by row, one channel after the other.
+
+    A picture is one plane of 1 or 3 channels. Coefficients are one plane with a channel for each band (1×1 for a
+    transform of the whole sample, the grid of blocks for 8×8 blocks). A feature vector has a 1×1 channel for each
+    column.
+    """
+
+    channels: int
+    height: int = 1
+    width: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.channels * self.height * self.width
+
+
+Layout = tuple[Plane, ...]
+
+
+def layout_of(shape: tuple[int, ...]) -> Layout:
+    """The layout of samples that are coded as they are: (c, h, w) is a picture, (f,) are columns."""
+    return (Plane(*shape),)
+
+
+def values_of(layout: Layout) -> int:
+    """K, the coded values of one sample."""
+    return sum(plane.size for plane in layout)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The coded domain of one file: `layout` of a sample's K values, and `counts`, the samples of each class."""
+
+    layout: Layout
+    counts: tuple[int, ...]
+
+    @property
+    def samples(self) -> int:
+        """n"""
+        return sum(self.counts)
+
+    @property
+    def values(self) -> int:
+        """K"""
+        return values_of(self.layout)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64 class of each sample: samples are in class order."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
