@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from budgetopt.allocation import Allocation
-    from budgetopt.api import evaluate, resume, search
+    from budgetopt.api import compress, evaluate, merge, resume, search
     from budgetopt.budget import Budget
+    from budgetopt.compression import Compressed
     from budgetopt.errors import BudgetoptError, InputError, PackedFileError
     from budgetopt.evaluation import Evaluation
     from budgetopt.packing.loading import LoadedSet, load
@@ -25,14 +26,17 @@ _HOMES = {
     "Allocation": "allocation",
     "Budget": "budget",
     "BudgetoptError": "errors",
+    "Compressed": "compression",
     "Evaluation": "evaluation",
     "FrontPoint": "result",
     "InputError": "errors",
     "LoadedSet": "packing.loading",
     "PackedFileError": "errors",
     "Result": "result",
+    "compress": "api",
     "evaluate": "api",
     "load": "packing.loading",
+    "merge": "api",
     "resume": "api",
     "search": "api",
 }
@@ -40,14 +44,17 @@ __all__ = [
     "Allocation",
     "Budget",
     "BudgetoptError",
+    "Compressed",
     "Evaluation",
     "FrontPoint",
     "InputError",
     "LoadedSet",
     "PackedFileError",
     "Result",
+    "compress",
     "evaluate",
     "load",
+    "merge",
     "resume",
     "search",
 ]

@@ -1,9 +1,10 @@
-"""The Python API behind `budgetopt.search`, `resume` and `evaluate`; the command line calls the same functions."""
+"""The Python API behind `budgetopt.search`, `resume`, `compress`, …; the command line calls the same functions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from budgetopt.errors import InputError
 from budgetopt.result import Result
 
 if TYPE_CHECKING:
+    from budgetopt.compression import Compressed
+    from budgetopt.data import Dataset
     from budgetopt.evaluation import Evaluation
     from budgetopt.search.run import Report
 
@@ -129,6 +132,108 @@ def evaluate(
     if run is not None:
         run.count_test_evaluation(file)
     return found
+
+
+def compress(
+    source: str | Path,
+    budget: str | int | Budget,
+    *,
+    out: str | Path | None = None,
+    dataset: str | None = None,
+    space: str = "compress",
+    levels: Sequence[int] = (),
+    refine: str = "none",
+    refine_steps: int = 100,
+    network: str | Path | None = None,
+    finetune: str | None = None,
+    steps: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    raw: bool = False,
+    classes: int | None = None,
+    protocol: str | None = None,
+    trials: int | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Compressed:
+    """The best packed file of an existing set within `budget`, by quantization after the fact.
+
+    source: `.npz`, `.pt`, `.pth`, `.bopt`, or a folder of images. mean, std, raw: the units of a set that was saved
+    standardised, as `budgetopt.sets.Units` says. dataset: real data; its validation part decides. See
+    `budgetopt.compression.Settings` for the rest. out: written only if all went well, never over another file.
+    Raises `InputError`.
+    """
+    from budgetopt import compression, sets
+
+    limit, target = Budget.parse(budget), _new_file(out)
+    settings = compression.Settings(
+        space, tuple(levels), protocol, refine, refine_steps, None if network is None else Path(network), finetune,
+        steps, trials, time_limit, seed,
+    )  # fmt: skip
+    if classes is not None and classes < 1:
+        raise InputError(f"the number of classes must be positive, got {classes}")
+    real = _prepared(dataset, data_root, seed)
+    statistics = None if real is None else (real.spec.mean, real.spec.std)
+    units = sets.Units(None if mean is None else tuple(mean), None if std is None else tuple(std), statistics, raw)
+    brought = sets.read(source, units, "compress").in_class_order(classes)
+    return _written(compression.compress(brought, limit, settings, real, say), target)
+
+
+def merge(
+    files: Sequence[str | Path],
+    budget: str | int | Budget,
+    *,
+    out: str | Path | None = None,
+    dataset: str | None = None,
+    space: str = "compress",
+    classes: int | None = None,
+    protocol: str | None = None,
+    trials: int | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Compressed:
+    """The `.bopt` files of several nodes joined into one within `budget`.
+
+    Symbols are kept where all files share their levels and fit together; else near twins go first, and the rest is
+    quantized anew as by `compress`. classes: how many there are in all, where nodes lack the last ones. Raises
+    `InputError` that names the file which does not fit.
+    """
+    from budgetopt import compression, merging
+
+    limit, target = Budget.parse(budget), _new_file(out)
+    settings = compression.Settings(space, protocol=protocol, trials=trials, time_limit=time_limit, seed=seed)
+    real = _prepared(dataset, data_root, seed)
+    return _written(merging.merge(files, limit, settings, classes, real, say), target)
+
+
+def _prepared(dataset: str | None, data_root: str | Path | None, seed: int) -> Dataset | None:
+    from budgetopt import data
+
+    return None if dataset is None else data.Dataset.prepare(data.open_source(dataset, data_root), seed)
+
+
+def _new_file(out: str | Path | None) -> Path | None:
+    """Checked before the work, not after it."""
+    target = None if out is None else Path(out)
+    if target is not None and target.exists():
+        raise InputError(f"{str(target)!r} exists already: name another file with --out")
+    if target is not None and not target.resolve().parent.is_dir():
+        raise InputError(f"cannot write {str(target)!r}: no such folder")
+    return target
+
+
+def _written(found: Compressed, target: Path | None) -> Compressed:
+    if target is None:
+        return found
+    try:
+        target.write_bytes(found.data)
+    except OSError as error:
+        raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
+    return replace(found, path=target)
 
 
 def check_network(name: str | None) -> None:

@@ -36,6 +36,13 @@ Workers = Annotated[int | None, typer.Option(help="Trials at once (default: one 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Let Ray and Optuna print.")]
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 PackedFile = Annotated[Path, typer.Argument(help="A .bopt file.")]
+FileBudget = Annotated[
+    str, typer.Option("--budget", help="Largest file: 30kb = 30,000 bytes, 30KiB, 240kbit, or bytes.")
+]
+RealData = Annotated[str | None, typer.Option(help="Real data: accuracy on its validation part then decides.")]
+CompressSpace = Annotated[str, typer.Option(help="Ways of storing: a name in search_spaces/ or a TOML file.")]
+AllClasses = Annotated[int | None, typer.Option(help="Classes in all, where the set lacks the last ones.")]
+TrainedFiles = Annotated[int | None, typer.Option(help="Files to train on, with --dataset (default: 6).")]
 
 
 @app.command()
@@ -256,6 +263,113 @@ def trial(
 
 
 @app.command()
+def compress(
+    source: Annotated[
+        Path, typer.Argument(help="The set: .npz, .pt, .pth, .bopt, or a folder of images, a subfolder for each class.")
+    ],
+    budget: FileBudget,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write (default: NAME-BYTESB.bopt in the current folder).")
+    ] = None,
+    dataset: RealData = None,
+    space: CompressSpace = "compress",
+    levels: Annotated[str | None, typer.Option(help="Only these, with commas: 2,4,16.")] = None,
+    refine: Annotated[
+        str, typer.Option(help="Match features through the quantizer: before or after it groups, both, none.")
+    ] = "none",
+    refine_steps: Annotated[int, typer.Option(help="Steps of each refinement.")] = 100,
+    network: Annotated[
+        Path | None, typer.Option(help="Weights of the protocol's network whose features --refine matches.")
+    ] = None,
+    finetune: Annotated[
+        str | None, typer.Option(help="Go on with this objective, the quantizer in its loop; needs --dataset.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of --finetune (default: the objective's own).")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="The set was standardised by this mean: a number per channel.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="The standard deviation that belongs to it.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The values are in raw units: undo nothing.")] = False,
+    classes: AllClasses = None,
+    protocol: Protocol = None,
+    trials: TrainedFiles = None,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+) -> None:
+    """Pack a set that exists already, distilled or real, within a budget."""
+    from budgetopt import api
+    from budgetopt.budget import Budget
+
+    limit, console = Budget.parse(budget), _console()
+    target = out or Path(f"{source.resolve().stem}-{limit.bytes}B.bopt")
+    print(f"budget {limit}", flush=True)
+    found = api.compress(
+        source,
+        limit,
+        out=target,
+        dataset=dataset,
+        space=space,
+        levels=[int(n) for n in numbers(levels, "--levels") or ()],
+        refine=refine,
+        refine_steps=refine_steps,
+        network=network,
+        finetune=finetune,
+        steps=steps,
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+        raw=raw,
+        classes=classes,
+        protocol=protocol,
+        trials=trials,
+        time_limit=seconds(time_limit),
+        seed=seed,
+        data_root=data_root,
+        say=_say,
+    )
+    _print_compressed(console, found)
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="Two .bopt files or more, of samples of one shape.")],
+    budget: FileBudget,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write (default: merged-BYTESB.bopt in the current folder).")
+    ] = None,
+    dataset: RealData = None,
+    space: CompressSpace = "compress",
+    classes: AllClasses = None,
+    protocol: Protocol = None,
+    trials: TrainedFiles = None,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+) -> None:
+    """Join the packed files of several nodes into one within a budget."""
+    from budgetopt import api
+    from budgetopt.budget import Budget
+
+    limit, console = Budget.parse(budget), _console()
+    print(f"budget {limit}", flush=True)
+    found = api.merge(
+        files,
+        limit,
+        out=out or Path(f"merged-{limit.bytes}B.bopt"),
+        dataset=dataset,
+        space=space,
+        classes=classes,
+        protocol=protocol,
+        trials=trials,
+        time_limit=seconds(time_limit),
+        seed=seed,
+        data_root=data_root,
+        say=_say,
+    )
+    _print_compressed(console, found)
+
+
+@app.command()
 def dashboard(
     run: Run, port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8080
 ) -> None:
@@ -287,6 +401,19 @@ def seconds(text: str | None) -> float | None:
     return value
 
 
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """'0.5,0.25' → [0.5, 0.25]"""
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise InputError(f"cannot read {option} {text!r}: write numbers with commas between them")
+    return found
+
+
 def _write(target: Path, content: bytes) -> None:
     try:
         target.write_bytes(content)
@@ -304,6 +431,19 @@ def _report(console: Any) -> Any:
     from budgetopt.report.display import ConsoleReport
 
     return ConsoleReport(console)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _print_compressed(console: Any, found: Any) -> None:
+    from budgetopt.report.compressed import closing_line, tried_table
+
+    for note in found.notes:
+        print(f"note: {note}")
+    console.print(tried_table(found))
+    print(closing_line(found))
 
 
 def _print_front(console: Any, result: Any) -> None:

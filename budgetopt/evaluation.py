@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -60,17 +60,20 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """x: (n, c, h, w) or (n, f) in raw units, uint8 or float32; mean, std: (c,) input standardisation."""
+    """x: (n, c, h, w) or (n, f) in raw units, uint8 or float32; y: (n,) int64; mean, std: (c,) input standardisation;
+    targets: (n, classes) float32 probabilities to train towards, or None for `y`."""
 
     x: np.ndarray
     y: np.ndarray
     classes: int
     mean: np.ndarray
     std: np.ndarray
+    targets: np.ndarray | None = None
 
     @classmethod
     def of(cls, packed: PackedSet) -> TrainingSet:
-        return cls(packed.decode(), packed.labels(), len(packed.counts), packed.mean, packed.std)
+        classes = len(packed.counts)
+        return cls(packed.decode(), packed.labels(), classes, packed.mean, packed.std, packed.targets())
 
 
 def file_seeds(data: bytes, count: int) -> list[int]:
@@ -120,6 +123,20 @@ def default_parallel(device: torch.device) -> int:
 
 def train_and_test(train: TrainingSet, test: Split, protocol: Protocol, seed: int, device: torch.device) -> float:
     """One training from random weights, `protocol.steps` steps; accuracy at the last step."""
+    net = train_network(train, protocol, seed, device)
+    return accuracy(net, test, Standardize(train.mean, train.std, train.x.shape[1:], device), device)
+
+
+def train_network(
+    train: TrainingSet,
+    protocol: Protocol,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> networks.Network:
+    """A network trained from random weights by `protocol`: cross entropy with the labels, or with the set's soft
+    targets where it has any. `progress(done, total)` is called after every step. Raises `TrialFailure` if the training
+    diverges."""
     g = generator("training", seed)
     shape = train.x.shape[1:]
     net = networks.build(protocol.network, shape, train.classes, protocol.width, g).to(device)
@@ -128,8 +145,9 @@ def train_and_test(train: TrainingSet, test: Split, protocol: Protocol, seed: in
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, protocol.lr, total_steps=max(6, protocol.steps), pct_start=0.2
     )
-    standardize = _Standardize(train.mean, train.std, shape, device)
-    x, y = torch.from_numpy(train.x).to(device), torch.from_numpy(train.y).to(device)
+    standardize = Standardize(train.mean, train.std, shape, device)
+    x = torch.from_numpy(train.x).to(device)
+    y = torch.from_numpy(train.y if train.targets is None else train.targets).to(device)
     batch = min(protocol.batch, len(y))
     augmented = bool(protocol.augment) and len(shape) == 3
     order = torch.empty(0, dtype=torch.long)
@@ -145,15 +163,17 @@ def train_and_test(train: TrainingSet, test: Split, protocol: Protocol, seed: in
         loss.backward()
         optimizer.step()
         schedule.step()
+        progress(step + 1, protocol.steps)
         if step % 50 == 0 and not torch.isfinite(loss):
             raise TrialFailure(f"training diverged: the loss is {float(loss.detach())} at step {step}")
     if not all(torch.isfinite(p).all() for p in net.parameters()):
         raise TrialFailure("training diverged: the network's weights are not finite")
-    return _accuracy(net, test, standardize, device)
+    return net
 
 
 @torch.no_grad()
-def _accuracy(net: torch.nn.Module, test: Split, standardize: _Standardize, device: torch.device) -> float:
+def accuracy(net: torch.nn.Module, test: Split, standardize: Standardize, device: torch.device) -> float:
+    """Share of `test` that `net` classifies rightly."""
     net.eval()
     right = 0
     for start in range(0, len(test), TEST_CHUNK):
@@ -163,7 +183,7 @@ def _accuracy(net: torch.nn.Module, test: Split, standardize: _Standardize, devi
     return right / len(test)
 
 
-class _Standardize:
+class Standardize:
     """Raw units → network input, (x − mean) / std per channel."""
 
     def __init__(self, mean: np.ndarray, std: np.ndarray, shape: tuple[int, ...], device: torch.device) -> None:

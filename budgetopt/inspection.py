@@ -36,6 +36,7 @@ def describe(data: bytes) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]
         ("bits a value", f"{8 * symbol_bytes / values:.3f} coded, {np.log2(packed.dequantizer.levels):.3f} nominal"),
         ("bytes a sample", f"{len(data) / sum(counts):.1f}"),
         ("input statistics", f"mean {_list(packed.mean)}, std {_list(packed.std)}"),
+        *_soft_labels(packed, parts),
         ("protocol", f"{protocols.name_of(protocol)} ({protocol.hash}): {protocol.network} width {protocol.width}"),
         ("training", f"{protocol.steps} steps of {protocol.batch}, lr {protocol.lr:g}, {protocol.seeds} seeds"),
         ("augmentation", augment),
@@ -55,11 +56,14 @@ def allocation_of(path: Path, data: bytes) -> Allocation | None:
 
 
 def export(data: bytes, to: str) -> bytes:
-    """The decoded set as `npz` (x, y in raw units, mean, std) or as a `png` sheet of samples."""
+    """The decoded set as `npz` (x, y in raw units, mean, std, and targets where labels are soft) or as a `png` sheet of
+    samples."""
     packed = unpack(data)
     if to == "npz":
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, x=packed.decode(), y=packed.labels(), mean=packed.mean, std=packed.std)
+        buffer, targets = io.BytesIO(), packed.targets()
+        soft = {} if targets is None else {"targets": targets}
+        arrays = {"x": packed.decode(), "y": packed.labels(), "mean": packed.mean, "std": packed.std, **soft}
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
     if to == "png":
         from budgetopt.report.picture import sample_sheet
@@ -69,6 +73,13 @@ def export(data: bytes, to: str) -> bytes:
             raise InputError(f"samples of shape {packed.shape} are no pictures: export --to npz")
         return sheet
     raise InputError(f"cannot export to {to!r}: known are {', '.join(EXPORTS)}")
+
+
+def _soft_labels(packed: PackedSet, parts: list[tuple[str, int]]) -> list[tuple[str, str]]:
+    if packed.soft is None:
+        return []
+    coded = 8 * dict(parts)["soft labels"] / len(packed)
+    return [("soft labels", f"{packed.soft.bits} bits a probability, {coded:.2f} bits a sample coded")]
 
 
 def _levels(packed: PackedSet) -> str:

@@ -85,12 +85,13 @@ def parse(text: str, schemas: Mapping[str, Schema], what: str) -> tuple[str, Opt
 
 def show(name: str, options: Options) -> str:
     """`dct:keep=0.25`"""
-    return (
-        name
-        + (":" + ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in options))[
-            : None if options else 0
-        ]
-    )
+    return name + ":" * bool(options) + ",".join(f"{key}={_text(value)}" for key, value in options)
+
+
+def _text(value: Value) -> str:
+    """As short as it can be without changing the value."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
 def _number(text: str) -> Value:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from budgetopt import data, declarative, initial, networks, objective, options, protocol, quantizers, transforms, trial
+from budgetopt import (
+    data,
+    declarative,
+    initial,
+    networks,
+    objective,
+    options,
+    protocol,
+    quantizers,
+    teacher,
+    transforms,
+    trial,
+)
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import InputError
+from budgetopt.methods.base import TrainingData
 
 
 def allocation(
@@ -85,4 +99,9 @@ def run(
         seed=seed,
         init=None if init is None else initial.read(init, prepared.spec),
     )
-    return trial.run(context, allocation, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if allocation.label_bits:
+        print(f"training the teacher of the soft labels: {teacher.STEPS * recipe.steps} steps", flush=True)
+        material = TrainingData(prepared.train, prepared.spec, recipe, device)
+        context = replace(context, teacher=teacher.train(material, seed))
+    return trial.run(context, allocation, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -182,7 +183,7 @@ class SearchSpace(declarative.Strict):
     def _plain_names(cls, choices: Any) -> Any:
         if not isinstance(choices, list | tuple):
             return choices
-        return tuple({"name": choice} if isinstance(choice, str) else choice for choice in choices)
+        return [{"name": choice} if isinstance(choice, str) else choice for choice in choices]
 
     @field_validator("transform")
     @classmethod
@@ -244,19 +245,22 @@ class SearchSpace(declarative.Strict):
             "rate_weight": self.rate_weight.index(allocation.rate_weight),
         }
 
+    def kinds(self, objective: str, shape: tuple[int, ...]) -> list[Allocation]:
+        """One allocation for every transform and quantizer family that samples of `shape` can take, of the fewest
+        samples and levels, with the first of every other choice."""
+        return [a for a in self._fewest(objective, first=True) if possible(a, shape)]
+
     def smallest(self, objective: str, shape: tuple[int, ...]) -> list[Allocation]:
-        """Allocations of the fewest samples and levels, with every other choice that samples of `shape` can take: one
-        of them makes the smallest file of the space (random selection apart, which depends on the allocation)."""
-        return [
-            allocation
-            for transform in self.transform
-            for transform_options in transform.option_sets()
-            for c in self.quantizer
-            for quantizer_options in c.option_sets()
-            for clipping in c.clipping
-            for selection in self.selection
-            if possible(
-                allocation := Allocation(
+        """As `kinds`, with all other choices: one of them makes the smallest file of the space (random selection apart,
+        which depends on the allocation)."""
+        return [a for a in self._fewest(objective, first=False) if possible(a, shape)]
+
+    def _fewest(self, objective: str, first: bool) -> Iterator[Allocation]:
+        one = slice(1) if first else slice(None)
+        for transform, c in itertools.product(self.transform, self.quantizer):
+            choices = transform.option_sets()[one], c.option_sets()[one], c.clipping[one], self.selection[one]
+            for transform_options, quantizer_options, clipping, selection in itertools.product(*choices):
+                yield Allocation(
                     objective,
                     selection,
                     self.ipc.min,
@@ -267,10 +271,7 @@ class SearchSpace(declarative.Strict):
                     transform_options,
                     quantizer_options,
                     min(self.label_bits),
-                ),
-                shape,
-            )
-        ]
+                )
 
     def sorted_levels(self) -> SearchSpace:
         """Levels in increasing order, so that neighbours in the index are neighbours in bits."""
@@ -295,8 +296,11 @@ def possible(allocation: Allocation, shape: tuple[int, ...]) -> bool:
     try:
         transform = transforms.build(allocation.transform, allocation.transform_options)
         transform.check_shape(shape)
-        family = quantizers.QUANTIZERS[allocation.quantizer]
+        options = allocation.quantizer_options
+        family = quantizers.build(allocation.quantizer, allocation.levels, allocation.clipping, options)
         family.check_transform(allocation.transform, shape)
+        if allocation.rate_weight and not family.has_rate:
+            return False
     except InputError:
         return False
     return True

@@ -22,6 +22,7 @@ from budgetopt.objective import Objective
 from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol, to_field
 from budgetopt.representation import InitialSet, Representation
+from budgetopt.teacher import Teacher
 
 RUNGS = 3  # reports of an optimised set; a set without steps reports after one training and after all
 
@@ -39,6 +40,7 @@ class TrialContext:
     seed: int = 0
     banks: Mapping[str, TargetBank] = field(default_factory=dict)
     init: InitialSet | None = None  # every method starts from this set
+    teacher: Teacher | None = None  # of soft labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +82,14 @@ def initial_representation(
 ) -> Representation:
     initial = initial_set(context, allocation, selector)
     noise = seeding.generator("quantizer", trial_seed(context.seed, allocation))
-    representation = Representation(initial, allocation, context.spec, to_field(context.protocol), device, noise)
+    protocol, teacher = to_field(context.protocol), context.teacher
+    representation = Representation(initial, allocation, context.spec, protocol, device, noise, teacher, context.budget)
     return representation.train()
 
 
 def initial_bytes(context: TrialContext, allocation: Allocation, selector: Selector) -> int:
-    """Length of the file of the untrained set: exact for coresets, a low guess for optimised sets."""
+    """Length of the file of the untrained set: exact for coresets, a low guess for optimised sets, and for soft labels
+    while there is no teacher."""
     return len(pack(initial_representation(context, allocation, torch.device("cpu"), selector).packed()))
 
 
@@ -100,6 +104,8 @@ def run(context: TrialContext, allocation: Allocation, device: torch.device) -> 
     Lower rungs train one network for `rung_share` of the steps; the last trains `search_seeds` networks. Raises
     `TrialFailure` or `OverBudget`; stops where the caller stops iterating.
     """
+    if allocation.label_bits and context.teacher is None:
+        raise ValueError(f"{allocation.label_bits}-bit labels need a teacher in the context")
     seed = trial_seed(context.seed, allocation)
     objective = context.objectives[allocation.objective]
     representation = initial_representation(context, allocation, device)

@@ -9,9 +9,10 @@ import textwrap
 
 import numpy as np
 import pytest
+from sets import packed_set
 
 from budgetopt import cli
-from budgetopt.packing import Identity, PackedSet, UniformLevels, container, pack
+from budgetopt.packing import UniformLevels, container, pack
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*set_metric_names is experimental")
 HINT_BUDGET = "write for example 30kb"
@@ -22,7 +23,7 @@ def packed_digits(ipc=1):
     """A valid file of random 8×8 samples, `ipc` for each of ten classes."""
     symbols = np.random.default_rng(0).integers(0, 2, (10 * ipc, 1, 8, 8)).astype(np.uint8)
     statistics = np.array([4.0], np.float32)
-    return pack(PackedSet(symbols, (ipc,) * 10, UniformLevels(2, 0, 16, 0), Identity(), statistics, statistics))
+    return pack(packed_set(symbols, (ipc,) * 10, UniformLevels(2, 0, 16, 0), mean=statistics, std=statistics))
 
 
 def snapshot(folder):

@@ -13,20 +13,117 @@ from budgetopt.packing.coders import (
     _blocks,
     _visiting_order,
     capacity,
+    decode,
     shortest,
 )
 from budgetopt.packing.errors import BadPayload
+from budgetopt.packing.layout import Domain, Plane
 
 ALL = pytest.mark.parametrize("coder", CODERS.values(), ids=lambda c: c.name)
 
 
-def round_trip(coder, symbols, levels):
-    symbols = np.asarray(symbols, np.uint8)
-    payload = coder.encode(symbols, levels)
-    decoded = coder.decode(payload, symbols.size, levels)
+# What a sample can look like to a coder: columns, pictures of one and three channels, bands of 1×1 and of a grid, and
+# several planes of different size.
+LAYOUTS = {
+    "one value": (Plane(1),),
+    "columns": (Plane(7),),
+    "picture": (Plane(1, 5, 6),),
+    "colour": (Plane(3, 4, 4),),
+    "row": (Plane(1, 1, 9),),
+    "column": (Plane(2, 9, 1),),
+    "bands": (Plane(12),),
+    "bands of blocks": (Plane(8, 2, 3),),
+    "planes": (Plane(1, 4, 4), Plane(2, 2, 2)),
+    "patches": (Plane(1, 2, 2), Plane(1, 2, 2), Plane(3, 1, 1)),
+}
+
+
+def flat(symbols):
+    """(n, 1) symbols of n samples with one value, and their domain."""
+    symbols = np.asarray(symbols, np.uint8).reshape(-1, 1)
+    return symbols, Domain((Plane(1),), (len(symbols),))
+
+
+def round_trip(coder, symbols, levels, domain=None, hint=None):
+    if domain is None:
+        symbols, domain = flat(symbols)
+    if not coder.supports(levels, domain):
+        return None
+    before = symbols.copy()
+    payload = coder.encode(symbols, levels, domain, hint)
+    assert coder.encode(symbols, levels, domain, hint) == payload
+    assert np.array_equal(symbols, before)
+    decoded = decode(coder, payload, levels, domain, hint)
     assert decoded.dtype == np.uint8
     assert np.array_equal(decoded, symbols)
     return payload
+
+
+def test_ids_are_those_of_the_file():
+    assert all(0 <= ident < 256 and coder.ident == ident for ident, coder in CODERS.items())
+    assert len({coder.name for coder in CODERS.values()}) == len(CODERS)
+    assert {0: "raw", 1: "range"}.items() <= {ident: coder.name for ident, coder in CODERS.items()}.items()
+
+
+@ALL
+@pytest.mark.parametrize("counts", [(1,), (4, 0, 3), (0, 2), (5, 0)])
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 16, 256])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_with_and_without_a_hint(coder, name, levels, counts):
+    domain = Domain(LAYOUTS[name], counts)
+    rng = np.random.default_rng(levels)
+    shape = (domain.samples, domain.values)
+    noise = rng.integers(0, levels, shape).astype(np.uint8)
+    smooth = np.cumsum(rng.integers(-1, 2, shape), axis=1).clip(0, levels - 1).astype(np.uint8)
+    for symbols in (noise, smooth, np.zeros(shape, np.uint8), np.full(shape, levels - 1, np.uint8)):
+        for hint in (None, np.zeros(shape, np.uint8), rng.integers(0, 256, shape).astype(np.uint8)):
+            round_trip(coder, symbols, levels, domain, hint)
+
+
+@ALL
+@settings(max_examples=40)
+@given(st.sampled_from(sorted(LAYOUTS)), st.integers(2, 9), st.binary(max_size=80), st.integers(1, 3))
+def test_any_payload_of_any_layout_decodes_or_is_refused(coder, name, levels, payload, count):
+    domain = Domain(LAYOUTS[name], (count, 0, 1))
+    for hint in (None, np.full((domain.samples, domain.values), 3, np.uint8)):
+        try:
+            symbols = decode(coder, payload, levels, domain, hint)
+        except BadPayload:
+            continue
+        assert symbols.shape == (domain.samples, domain.values)
+        assert symbols.dtype == np.uint8
+        assert symbols.max() < levels
+
+
+@ALL
+@pytest.mark.parametrize("name", ["columns", "picture", "bands of blocks"])
+def test_damaged_payloads_decode_or_are_refused(coder, name):
+    """Every prefix, every flipped bit of a real payload."""
+    domain = Domain(LAYOUTS[name], (3, 2))
+    symbols = np.random.default_rng(0).integers(0, 3, (5, domain.values)).astype(np.uint8)
+    payload = round_trip(coder, symbols, 3, domain)
+    if payload is None:
+        return
+    damaged = [payload[:n] for n in range(len(payload))]
+    for bit in range(8 * len(payload)):
+        flipped = bytearray(payload)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    damaged += [payload + b"\0", payload + b"\xff" * 9]
+    for other in damaged:
+        try:
+            again = decode(coder, other, 3, domain)
+        except BadPayload:
+            continue
+        assert again.shape == symbols.shape
+        assert again.max() < 3
+
+
+@pytest.mark.parametrize("coder", CODERS.values(), ids=lambda c: c.name)
+def test_a_claim_above_the_capacity_is_refused_before_memory_is_taken(coder):
+    domain = Domain((Plane(1, 1 << 10, 1 << 10),), (1 << 8,))
+    with pytest.raises(BadPayload, match="cannot hold 268,435,456 symbols"):
+        decode(coder, bytes(100), 2, domain)
 
 
 @ALL
@@ -70,7 +167,7 @@ def test_a_payload_never_exceeds_the_capacity(coder):
     """Nearly constant sets are padded, so that a reader may bound memory by the length of the file."""
     n = FREE_SYMBOLS + 5 * SYMBOLS_PER_BYTE + 1
     payload = round_trip(coder, np.zeros(n, np.uint8), 2)
-    assert n <= capacity(len(payload))
+    assert payload is None or n <= capacity(len(payload))
 
 
 def test_capacity():
@@ -85,23 +182,25 @@ def test_raw_bits_against_a_string_of_bits(levels):
     width = max(1, math.ceil(math.log2(levels)))
     text = "".join(f"{s:0{width}b}" for s in symbols.tolist())
     text += "0" * (-len(text) % 8)
-    assert CODERS[0].encode(symbols, levels) == bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+    column, domain = flat(symbols)
+    expected = bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+    assert CODERS[0].encode(column, levels, domain, None) == expected
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 10])
 def test_raw_bits_of_another_length(length):
     with pytest.raises(BadPayload, match="do not fill"):
-        CODERS[0].decode(bytes(length), 8, 4)
+        CODERS[0].decode(bytes(length), 4, Domain((Plane(1),), (8,)), None)
 
 
 def test_raw_bits_with_a_symbol_outside_the_levels():
     with pytest.raises(BadPayload, match="3 levels"):
-        CODERS[0].decode(b"\xff", 4, 3)
+        CODERS[0].decode(b"\xff", 3, Domain((Plane(1),), (4,)), None)
 
 
 def test_range_payload_that_no_encoder_made():
     with pytest.raises(BadPayload):
-        CODERS[1].decode(b"\xff" * 40, 100, 5)
+        CODERS[1].decode(b"\xff" * 40, 5, Domain((Plane(1),), (100,)), None)
 
 
 @settings(max_examples=200)
@@ -109,10 +208,10 @@ def test_range_payload_that_no_encoder_made():
 def test_any_bytes_decode_or_are_refused(payload, count, levels):
     for coder in CODERS.values():
         try:
-            symbols = coder.decode(payload, count, levels)
+            symbols = decode(coder, payload, levels, Domain((Plane(1),), (count,)))
         except BadPayload:
             continue
-        assert symbols.shape == (count,)
+        assert symbols.shape == (count, 1)
         assert symbols.max() < levels
 
 
@@ -136,11 +235,15 @@ def test_blocks_cover_everything_and_follow_the_rule(n):
 def test_the_shortest_coder_is_chosen():
     rng = np.random.default_rng(0)
     skewed, noise = (rng.random(4000) < 0.02).astype(np.uint8), rng.integers(0, 256, 64).astype(np.uint8)
-    for symbols, levels in ((skewed, 2), (noise, 256), (np.zeros(8, np.uint8), 2), (np.ones(1, np.uint8), 2)):
-        coder, payload = shortest(symbols, levels)
-        lengths = {c.ident: len(c.encode(symbols, levels)) for c in CODERS.values()}
+    for made, levels in ((skewed, 2), (noise, 256), (np.zeros(8, np.uint8), 2), (np.ones(1, np.uint8), 2)):
+        symbols, domain = flat(made)
+        coder, payload = shortest(symbols, levels, domain)
+        able = [c for c in CODERS.values() if c.supports(levels, domain)]
+        lengths = {c.ident: len(c.encode(symbols, levels, domain, None)) for c in able}
         assert len(payload) == min(lengths.values())
         assert coder.ident == min(i for i, length in lengths.items() if length == len(payload))
-        assert np.array_equal(coder.decode(payload, symbols.size, levels), symbols)
-    assert shortest(skewed, 2)[0].name == "range"
-    assert shortest(noise, 256)[0].name == "raw"
+        assert np.array_equal(decode(coder, payload, levels, domain), symbols)
+    skewed, domain = flat(skewed)
+    assert shortest(skewed, 2, domain)[0].name != "raw"
+    noise, domain = flat(noise)
+    assert shortest(noise, 256, domain)[0].name == "raw"

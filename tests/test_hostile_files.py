@@ -3,26 +3,29 @@
 import io
 import tracemalloc
 import zipfile
-import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sets import coded_by, coder_name, head_of, packed_set, sealed
+from variants import label, one_of_each, packed_variant, plain_case
 
 from budgetopt.errors import PackedFileError
 from budgetopt.packing import (
     ApotLevels,
-    Identity,
-    PackedSet,
     Standardize,
     UniformLevels,
+    families,
     load,
     pack,
     read_file,
     sections,
     unpack,
 )
-from budgetopt.packing.container import MAX_FILE_BYTES
+from budgetopt.packing.coders import CODERS
+from budgetopt.packing.container import FORMAT_VERSION, MAX_FILE_BYTES
 from budgetopt.packing.errors import (
     BadHeader,
     BadPayload,
@@ -32,12 +35,6 @@ from budgetopt.packing.errors import (
     Truncated,
     UnsupportedVersion,
 )
-
-
-def sealed(body, version=1):
-    """`body` with a right magic, version and checksum."""
-    data = b"BOP" + bytes([version]) + body
-    return data + zlib.crc32(data).to_bytes(4, "little")
 
 
 def u(value):
@@ -51,7 +48,10 @@ def s(value):
     return u(2 * value if value >= 0 else -2 * value - 1)
 
 
-def crafted(**changes):
+VERSIONS = pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+
+
+def crafted(version=FORMAT_VERSION, **changes):
     """A file of 4 samples of 2 features in 2 classes, any field replaced by other bytes."""
     fields = {
         "flags": b"\x01",
@@ -68,22 +68,34 @@ def crafted(**changes):
         "payload": b"\xa5",
     }
     assert changes.keys() <= fields.keys()
-    return sealed(b"".join((fields | changes).values()))
+    return sealed(b"".join((fields | changes).values()), version)
 
 
 def small_files():
     symbols = np.random.default_rng(0).integers(0, 5, (6, 3, 2, 3)).astype(np.uint8)
     symbols[symbols > 2] = 0
     mean, std = np.float32([1.5, 0, -2]), np.float32([1, 2, 3])
-    plain = PackedSet(symbols, (2, 2, 2), UniformLevels(5, -7, 3, 2), Identity(), mean, std, 0)
+    plain = packed_set(symbols, (2, 2, 2), UniformLevels(5, -7, 3, 2), mean=mean, std=std)
     side = Standardize((3, 200, 77), 6, (100, -20, 3), 4)
-    yield "uniform", pack(plain)
-    yield "apot", pack(replace(plain, counts=(1, 0, 5), levels=ApotLevels(4, 2, 600, 8), inverse=side))
-    yield "inline", pack(replace(plain, protocol=b'{"network":"mlp"}', mean=mean / 3, inverse=side))
-    yield "raw", pack(replace(plain, symbols=symbols[:2] % 2, counts=(1, 1), levels=UniformLevels(2, 0, 1, 0)))
+    apot = replace(plain, counts=(1, 0, 5), dequantizer=ApotLevels(4, 2, 600, 8), inverse=side)
+    inline = replace(plain, protocol=b'{"network":"mlp"}', mean=mean / 3, inverse=side)
+    raw = replace(plain, symbols=plain.symbols[:2] % 2, counts=(1, 1), dequantizer=UniformLevels(2, 0, 1, 0))
+    yield "uniform", coded_by(CODERS[1], plain)
+    yield "apot", coded_by(CODERS[1], apot)
+    yield "inline", coded_by(CODERS[1], inline)
+    yield "raw", coded_by(CODERS[0], raw)
 
 
 FILES = dict(small_files())
+# one of each family, transform and coder that is registered
+REAL = {label(*case): pack(packed_variant(*case)) for case in one_of_each()}
+SHAPES = {name: packed_variant(*plain_case(name)) for name in ("digits", "columns")}
+REAL |= {
+    f"{coder.name} of {name}": coded_by(coder, packed)
+    for name, packed in SHAPES.items()
+    for coder in CODERS.values()
+    if coder.supports(packed.dequantizer.levels, packed.domain)
+}
 
 
 def read(data):
@@ -94,7 +106,8 @@ def read(data):
     assert np.isfinite(samples).all()
     assert np.isfinite(packed.mean).all()
     assert (packed.std > 0).all()
-    assert packed.symbols.max() < packed.levels.levels
+    if packed.symbols.dtype == np.uint8:
+        assert packed.symbols.max() < packed.dequantizer.levels
     assert unpack(pack(packed)) == packed
     return packed
 
@@ -120,9 +133,9 @@ def peak_bytes(data):
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILES | REAL)
 def test_files_are_valid_before_damage(name):
-    assert rejected(FILES[name]) is None
+    assert rejected((FILES | REAL)[name]) is None
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -182,6 +195,80 @@ def test_random_edits_under_a_right_checksum(name, seed):
     assert BadHeader in found  # the edits reach the rules
 
 
+@st.composite
+def edits(draw, length):
+    """A few changes of `length` bytes, most of them where the header is."""
+    at = st.one_of(st.integers(0, min(length - 1, 40)), st.integers(0, length - 1))
+    value = st.one_of(st.sampled_from([0, 1, 2, 0x7F, 0x80, 0xFF]), st.integers(0, 255))
+    kind = st.sampled_from(["set", "flip", "insert", "delete", "repeat", "cut"])
+    return [(draw(kind), draw(at), draw(value)) for _ in range(draw(st.integers(1, 4)))]
+
+
+def edited(body, changes):
+    body = bytearray(body)
+    for kind, at, value in changes:
+        at = min(at, len(body) - 1)
+        if kind == "set":
+            body[at] = value
+        elif kind == "flip":
+            body[at] ^= 1 << value % 8
+        elif kind == "insert":
+            body[at:at] = bytes([value] * (1 + value % 3))
+        elif kind == "repeat":
+            body[at:at] = body[at : at + 1 + value % 9]
+        elif kind == "delete":
+            del body[at : at + 1 + value % 3]
+        else:
+            del body[at + 1 :]
+        if not body:
+            return b""
+    return bytes(body)
+
+
+@pytest.mark.parametrize("name", REAL)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_every_family_survives_edits_under_a_right_checksum(name, data):
+    body = REAL[name][4:-4]
+    changed = edited(body, data.draw(edits(len(body))))
+    error = rejected(sealed(changed))
+    if error is not None:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 500
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_cut_of_every_family_under_a_right_checksum(name):
+    body, head = REAL[name][4:-4], len(head_of(REAL[name]))
+    for length in [*range(head + 1), *range(head + 1, len(body), 1 + len(body) // 20)]:
+        error = rejected(sealed(body[:length]))
+        assert error is not None or length > head
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_byte_of_the_header_of_every_family(name):
+    """Set to the values that break bounds, one after the other, within bounded memory."""
+    body, head = REAL[name][4:-4], len(head_of(REAL[name]))
+    for at in range(min(head, 60)):
+        for value in (0, 0x7F, 0xFF):
+            changed = bytearray(body)
+            changed[at] = value
+            rejected(sealed(bytes(changed)))
+
+
+@pytest.mark.parametrize("side", [1 << 10, 1 << 13, 1 << 20])
+@pytest.mark.parametrize("name", REAL)
+def test_huge_sides_take_little_memory(name, side):
+    """Whatever transform or quantizer makes many values of few: bounded by the length of the file."""
+    packed, body = unpack(REAL[name]), REAL[name][4:-4]
+    at = body.index(bytes([len(packed.shape), *packed.shape])) + 1
+    sides = [packed.shape[0], side, side] if len(packed.shape) == 3 else [side]
+    huge = body[:at] + b"".join(map(u, sides)) + body[at + len(packed.shape) :]
+    peak, error = peak_bytes(sealed(huge))
+    assert error is None or isinstance(error, PackedFileError)
+    assert peak < 400_000_000
+
+
 def test_random_bytes_under_a_right_header():
     rng = np.random.default_rng(0)
     for _ in range(1500):
@@ -213,7 +300,7 @@ def test_shorter_than_any_file(data):
         unpack(data)
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, 255])
 def test_other_version(version):
     with pytest.raises(UnsupportedVersion, match=f"version {version} "):
         unpack(sealed(FILES["raw"][4:-4], version))
@@ -245,7 +332,6 @@ def test_the_crafted_file_is_valid():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"flags": b"\x08"},
         {"flags": b"\x81"},
         {"axes": b"\x00"},
         {"axes": b"\x02", "shape": u(2) * 2},
@@ -261,8 +347,6 @@ def test_the_crafted_file_is_valid():
         {"statistics": np.array([0, np.inf], "<f2").tobytes()},
         {"statistics": np.array([0, 0], "<f2").tobytes()},
         {"statistics": np.array([0, -1], "<f2").tobytes()},
-        {"families": b"\x20"},
-        {"families": b"\x02"},
         {"families": b"\xff"},
         {"families": b"\x10", "transform": s(0) + s(0) + u(0) + s(0)},
         {"families": b"\x10", "transform": s(65) + s(0) + u(1) + s(0)},
@@ -284,14 +368,60 @@ def test_the_crafted_file_is_valid():
         {"families": b"\x01", "quantizer": b"\x81" + u(1) + s(0)},
         {"families": b"\x01", "quantizer": b"\x34" + u(1) + s(0)},
         {"families": b"\x01", "quantizer": b"\x21" + u(1) + s(-65)},
-        {"coder": b"\x02"},
         {"coder": b"\xff"},
     ],
     ids=lambda changes: ", ".join(f"{k} {v.hex()}" for k, v in changes.items()),
 )
-def test_bad_header(changes):
+@VERSIONS
+def test_bad_header(version, changes):
     with pytest.raises(BadHeader):
-        read(crafted(**changes))
+        read(crafted(version, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"flags": bytes([1 << bit | 1])} for bit in range(3, 8)),
+        *({"families": bytes([transform << 4])} for transform in range(2, 16)),
+        *({"families": bytes([quantizer])} for quantizer in range(2, 16)),
+        *({"coder": bytes([coder])} for coder in range(2, 256)),
+    ],
+    ids=lambda changes: ", ".join(f"{k} {v.hex()}" for k, v in changes.items()),
+)
+def test_what_later_versions_added_is_unknown_in_version_1(changes):
+    with pytest.raises(BadHeader, match="unknown"):
+        read(crafted(1, **changes))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_family_of_a_later_version_is_refused_in_version_1(name):
+    """The same bytes under version 1: what that version had reads the same, everything else is an error."""
+    data = REAL[name]
+    packed, older = unpack(data), sealed(data[4:-4], 1)
+    known = (
+        packed.inverse.family in (0, 1) and packed.dequantizer.family in (0, 1) and coder_name(data) in ("raw", "range")
+    )
+    if known and data[4] < 8:
+        assert unpack(older) == packed
+    else:
+        with pytest.raises(BadHeader, match="unknown"):
+            unpack(older)
+
+
+def test_unknown_families_coders_and_flags():
+    for ident in range(16):
+        if ident not in families.TRANSFORMS:
+            with pytest.raises(BadHeader, match=f"unknown transform {ident}"):
+                read(crafted(families=bytes([ident << 4])))
+        if ident not in families.QUANTIZERS:
+            with pytest.raises(BadHeader, match=f"quantizer {ident}"):
+                read(crafted(families=bytes([ident])))
+    for ident in set(range(256)) - set(CODERS):
+        with pytest.raises(BadHeader, match="unknown coder"):
+            read(crafted(coder=bytes([ident])))
+    for flag in (32, 64, 128):
+        with pytest.raises(BadHeader, match="unknown flags"):
+            read(crafted(flags=bytes([flag | 1])))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from sets import packed_set
 
 from budgetopt import initial
 from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError, PackedFileError
 from budgetopt.objective import DistributionMatchingObjective, zero_step_coreset
-from budgetopt.packing import Identity, PackedSet, UniformLevels, pack
+from budgetopt.packing import UniformLevels, pack
 from budgetopt.protocol import PRESETS
 from budgetopt.trial import TrialContext, initial_set
 
@@ -58,7 +59,7 @@ def test_packed_file(tmp_path, digits):
     symbols = np.random.default_rng(0).integers(0, 4, (13, 1, 8, 8)).astype(np.uint8)
     counts = (1, 1, 1, 3, 1, 1, 1, 2, 1, 1)
     statistics = np.array([5.0], np.float32)
-    packed = PackedSet(symbols, counts, UniformLevels(4, 2, 5, 0), Identity(), statistics, statistics)
+    packed = packed_set(symbols, counts, UniformLevels(4, 2, 5, 0), mean=statistics, std=statistics)
     (tmp_path / "a.bopt").write_bytes(pack(packed))
     found = initial.read(str(tmp_path / "a.bopt"), digits.spec)
     assert found.counts == counts

@@ -3,10 +3,11 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from sets import packed_set
 
 from budgetopt import inspection, load
 from budgetopt.errors import InputError, PackedFileError
-from budgetopt.packing import Identity, PackedSet, UniformLevels, pack, unpack_file
+from budgetopt.packing import UniformLevels, pack, unpack_file
 from budgetopt.protocol import Protocol
 
 
@@ -14,7 +15,8 @@ def packed(shape=(1, 8, 8), counts=(4,) * 10, levels=4, protocol=0):
     symbols = np.random.default_rng(0).integers(0, levels, (sum(counts), *shape)).astype(np.uint8)
     channels = shape[0] if len(shape) == 3 else 1
     statistics = np.linspace(3, 5, channels).astype(np.float32)
-    return PackedSet(symbols, counts, UniformLevels(levels, 0, 5, 0), Identity(), statistics, statistics, protocol)
+    table = UniformLevels(levels, 0, 5, 0)
+    return packed_set(symbols, counts, table, mean=statistics, std=statistics, protocol=protocol)
 
 
 SETS = {
@@ -32,7 +34,7 @@ def test_every_byte_is_accounted_for(name):
     facts, parts = inspection.describe(DATA[name])
     assert sum(size for _, size in parts) == len(DATA[name])
     assert all(size >= 0 for _, size in parts)
-    assert dict(facts)["format"].startswith(f"version 1, {len(DATA[name]):,} bytes ({8 * len(DATA[name]):,} bits)")
+    assert dict(facts)["format"].startswith(f"version 2, {len(DATA[name]):,} bytes ({8 * len(DATA[name]):,} bits)")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from sets import packed_set
 
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
-from budgetopt.packing import Identity, PackedSet, UniformLevels
+from budgetopt.packing import UniformLevels
 from budgetopt.report.files import front_csv
 from budgetopt.report.picture import COLUMNS, MAX_ROWS, sample_sheet
 from budgetopt.report.plots import front_figure, text_plot
@@ -213,7 +214,7 @@ def packed(shape, counts, levels=2):
     symbols = np.zeros((sum(counts), *shape), np.uint8)
     symbols[:, ..., -1] = levels - 1
     statistics = np.ones(shape[0] if len(shape) == 3 else 1, np.float32)
-    return PackedSet(symbols, counts, UniformLevels(levels, 0, 9, 0), Identity(), statistics, statistics)
+    return packed_set(symbols, counts, UniformLevels(levels, 0, 9, 0), mean=statistics, std=statistics)
 
 
 def test_sample_sheet_has_a_row_for_each_class():

@@ -7,14 +7,15 @@ import torch
 
 from budgetopt import trial
 from budgetopt.allocation import Allocation
+from budgetopt.data.dataset import DataSpec
 from budgetopt.errors import OverBudget, TrialFailure
 from budgetopt.methods import target_bank
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import Selector
 from budgetopt.objective import CoresetObjective, DistributionMatchingObjective
-from budgetopt.packing import Identity, PackedSet, UniformLevels, pack, unpack
+from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol
-from budgetopt.representation import InitialSet, Representation, fit_to_budget
+from budgetopt.representation import InitialSet, Representation
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(network="convnet", width=4, steps=8, batch=32)
@@ -142,26 +143,56 @@ def test_validation_is_first_touched_by_the_evaluation(context, objective, monke
 # --- the budget ------------------------------------------------------------------------------------------------------
 
 
-def noisy(counts, shape=(1, 4, 4), levels=16):
-    symbols = np.random.default_rng(0).integers(0, levels, (sum(counts), *shape)).astype(np.uint8)
-    unit = np.ones(1, np.float32)
-    return PackedSet(symbols, counts, UniformLevels(levels, 0, 1, 0), Identity(), 0 * unit, unit)
+def noisy(counts, shape=(1, 4, 4), levels=16, **changes):
+    """A representation of samples without structure: every one costs about the same."""
+    x = np.random.default_rng(0).integers(0, levels, (sum(counts), *shape)).astype(np.float32)
+    channels, allocation = shape[0], replace(Allocation(objective="coreset", levels=levels), **changes)
+    unit = np.ones(channels, np.float32)
+    spec = DataSpec("noise", shape, counts, 0 * unit, unit, "", "glyph-1")
+    return Representation(InitialSet(x, counts), allocation, spec, 0, CPU)
+
+
+FAMILIES = [("uniform", "minmax"), ("apot", "half")]
+
+
+@pytest.mark.parametrize(("quantizer", "clipping"), FAMILIES)
+@pytest.mark.parametrize("counts", [(3, 0, 2, 1), (5, 5), (1,)])
+def test_packing_a_part_keeps_the_first_samples_of_each_class(counts, quantizer, clipping):
+    made = noisy(counts, quantizer=quantizer, clipping=clipping, levels=15)
+    whole = made.packed()
+    assert whole.counts == made.packed(max(counts)).counts == counts
+    for most in range(1, max(counts) + 1):
+        part = made.packed(most)
+        keep = [i for c in range(len(counts)) for i in np.flatnonzero(whole.labels() == c)[:most]]
+        assert part.counts == tuple(min(c, most) for c in counts)
+        assert part.labels().tolist() == whole.labels()[keep].tolist()
+        assert np.array_equal(part.symbols, whole.symbols[keep])
+        assert part.dequantizer == whole.dequantizer
+        assert part.inverse == whole.inverse
 
 
 @pytest.mark.parametrize("counts", [(30,) * 5, (50, 3, 20), (1, 90), (1, 1, 1)])
 def test_fit_to_budget_is_the_largest_even_prefix(counts):
-    packed = noisy(counts)
+    """Of all prefixes, counted up one by one. Sizes grow with the samples but for a byte or two: between the first that
+    does not fit and the last that does, what is found fits and one more sample a class does not."""
+    made = noisy(counts)
+    packed = made.packed()
     whole = len(pack(packed))
-    caps = {m: pack(packed.prefix(tuple(min(c, m) for c in counts))) for m in range(1, max(counts) + 1)}
+    caps = {m: pack(made.packed(m)) for m in range(1, max(counts) + 1)}
     for budget in {whole, whole - 1, whole // 2, whole // 3, len(caps[1]), len(caps[1]) + 5}:
         fitting = [m for m, data in caps.items() if len(data) <= budget]
         if not fitting:
             with pytest.raises(OverBudget, match=f"the budget is {budget}"):
-                fit_to_budget(packed, budget)
+                made.fit_to_budget(budget)
             continue
-        data = fit_to_budget(packed, budget)
+        data = made.fit_to_budget(budget)
         assert len(data) <= budget
-        assert data == caps[max(fitting)]
+        first_over = next((m for m in caps if m not in fitting), max(counts) + 1)
+        (found,) = {m for m in caps if caps[m] == data}
+        assert first_over - 1 <= found <= max(fitting)
+        assert found == max(counts) or len(caps[found + 1]) > budget
+        if first_over > max(fitting):  # nothing to choose
+            assert data == caps[max(fitting)]
         kept = unpack(data)
         starts, kept_starts = np.cumsum([0, *counts]), np.cumsum([0, *kept.counts])
         for c, count in enumerate(kept.counts):  # the most useful first
@@ -170,16 +201,17 @@ def test_fit_to_budget_is_the_largest_even_prefix(counts):
 
 
 def test_no_budget_is_no_limit():
-    packed = noisy((4, 4))
-    assert fit_to_budget(packed, None) == pack(packed) == fit_to_budget(packed, len(pack(packed)))
+    made = noisy((4, 4))
+    whole = pack(made.packed())
+    assert made.fit_to_budget(None) == whole == made.fit_to_budget(len(whole))
 
 
 @pytest.mark.parametrize("budget", [1, 20, 60])
 def test_what_cannot_fit_is_over_budget(budget):
+    made = noisy((3,) * 10)
     with pytest.raises(OverBudget, match=f"the budget is {budget}") as raised:
-        fit_to_budget(noisy((3,) * 10), budget)
-    smallest = len(pack(noisy((3,) * 10).prefix((1,) * 10)))
-    assert str(smallest) in str(raised.value)
+        made.fit_to_budget(budget)
+    assert str(len(pack(made.packed(1)))) in str(raised.value)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -237,7 +269,7 @@ def test_values_that_are_not_finite_cannot_be_packed(context):
     initial = trial.initial_set(context, allocate("dm"))
     representation = Representation(initial, allocate("dm"), context.spec, 0, CPU)
     with torch.no_grad():
-        representation.latent[0, 0, 0, 0] = math.nan
+        representation.latent[0, 0] = math.nan
     with pytest.raises(TrialFailure, match="diverged"):
         representation.packed()
 

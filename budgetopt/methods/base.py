@@ -12,6 +12,8 @@ from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.protocol import Protocol
 from budgetopt.representation import Representation
 
+NO_LOSS = 1e-6  # a first loss below it is rounding, as of a lossless set: its bits are weighed against 1
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
@@ -55,12 +57,23 @@ class Optimizers:
         parameters = representation.quantizer.parameters()
         groups = [{"params": [p], "lr": lr_quantizer * float(p.detach().abs().mean())} for p in parameters]
         self._all = [image, torch.optim.Adam(groups)] if groups else [image]
+        self._bit: float | None = None  # what a bit adds to the loss, known once there is a loss
 
     def descend(self, loss: torch.Tensor) -> float:
-        """One step down the gradient of `loss` and of what the quantizer adds to it; returns the value of `loss`."""
+        """One step down the gradient of `loss`, of what the quantizer adds to it, and of λ·(first loss)·(bits ÷ bits at
+        the start); returns the value of `loss`."""
         for optimizer in self._all:
             optimizer.zero_grad()
-        (loss + self._representation.penalty()).backward()
+        (loss + self._representation.penalty() + self._rate(float(loss.detach()))).backward()
         for optimizer in self._all:
             optimizer.step()
         return float(loss.detach())
+
+    def _rate(self, loss: float) -> torch.Tensor | float:
+        if self._representation.rate_weight == 0:
+            return 0.0
+        bits = self._representation.rate()
+        if self._bit is None:
+            scale = 1.0 if loss < NO_LOSS else loss
+            self._bit = self._representation.rate_weight * scale / max(1.0, float(bits.detach()))
+        return self._bit * bits

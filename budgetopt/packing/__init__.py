@@ -17,6 +17,7 @@ from budgetopt.packing.inverse import Identity, InverseTransform, Standardize
 from budgetopt.packing.layout import Domain, Layout, Plane
 from budgetopt.packing.levels import ApotLevels, LevelTable, UniformLevels
 from budgetopt.packing.loading import LoadedSet, load
+from budgetopt.packing.soft_labels import SoftLabels
 
 __all__ = [
     "FORMAT_VERSION",
@@ -30,6 +31,7 @@ __all__ = [
     "LoadedSet",
     "PackedSet",
     "Plane",
+    "SoftLabels",
     "Standardize",
     "UniformLevels",
     "load",

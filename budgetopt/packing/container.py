@@ -12,7 +12,7 @@ import numpy as np
 
 from budgetopt.errors import InputError, PackedFileError
 from budgetopt.packing import families
-from budgetopt.packing.coders import CODERS
+from budgetopt.packing.coders import CODERS, capacity
 from budgetopt.packing.dequantizer import Dequantizer
 from budgetopt.packing.errors import (
     BadHeader,
@@ -23,15 +23,20 @@ from budgetopt.packing.errors import (
     UnsupportedVersion,
 )
 from budgetopt.packing.fields import Reader, Writer
+from budgetopt.packing.grouped import Grouped
 from budgetopt.packing.inverse import InverseTransform
 from budgetopt.packing.layout import Domain, values_of
+from budgetopt.packing.soft_labels import SoftLabels
 
 MAGIC = b"BOP"
 FORMAT_VERSION = 2
 MAX_FILE_BYTES = 1 << 30
 MAX_SYMBOLS = 1 << 28
+EXPANSION = 16  # decoded values for each symbol that a file of this length may hold: bounds what a tiny file makes
+# Most decoded values: transforms leave out coefficients, so that these may be many more than the symbols
+FREE_VALUES, VALUES_PER_BYTE = 1 << 20, 4096
 DECODED_AT_ONCE = 1 << 22  # values: bounds the memory that integers take beside the float32 result
-_EQUAL_COUNTS, _INLINE_PROTOCOL, _WIDE_STATISTICS = 1, 2, 4
+_EQUAL_COUNTS, _INLINE_PROTOCOL, _WIDE_STATISTICS, _SOFT_LABELS, _GROUPED = 1, 2, 4, 8, 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class _Version:
 
 _VERSIONS = {
     1: _Version(7, frozenset({0, 1}), frozenset({0, 1}), frozenset({0, 1})),
-    2: _Version(7, frozenset(families.TRANSFORMS), frozenset(families.QUANTIZERS), frozenset(CODERS)),
+    2: _Version(31, frozenset(families.TRANSFORMS), frozenset(families.QUANTIZERS), frozenset(CODERS)),
 }
 
 
@@ -57,6 +62,7 @@ class PackedSet:
     `symbols`: (n, S) uint8 in class order, what `dequantizer` turns into (n, K) coded values and `inverse` into samples
     of `shape`, (c, h, w) or (f,). `counts`: samples of each class. `mean`, `std`: (c,) float32, the receiver's input
     standardisation in raw units. `protocol`: the number of a preset of the package, or a whole protocol as bytes.
+    `soft`: labels of the samples in their order, where they are more than the class.
     """
 
     symbols: np.ndarray
@@ -67,6 +73,7 @@ class PackedSet:
     mean: np.ndarray
     std: np.ndarray
     protocol: int | bytes = field(default=0)
+    soft: SoftLabels | None = None
 
     @property
     def domain(self) -> Domain:
@@ -79,13 +86,20 @@ class PackedSet:
         """(n,) int64 class of each sample."""
         return self.domain.labels
 
+    def targets(self) -> np.ndarray | None:
+        """(n, C) float32 probabilities to train towards, or None where labels are hard."""
+        return None if self.soft is None else self.soft.targets()
+
     def decode(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
         """The samples `index` as float32 in the dataset's raw units, (m, c, h, w) or (m, f)."""
-        chosen, domain = np.arange(len(self))[index], self.domain
-        samples = np.empty((len(chosen), *self.shape), np.float32)
+        everything = range(len(self))
+        chosen = everything[index] if isinstance(index, slice) else np.arange(len(self))[index]
+        domain, samples = self.domain, np.empty((len(chosen), *self.shape), np.float32)
         size = max(1, DECODED_AT_ONCE // math.prod(self.shape))
         for first in range(0, len(chosen), size):
             part = chosen[first : first + size]
+            if isinstance(part, range):  # an index of all samples would take more memory than small ones themselves
+                part = np.arange(part.start, part.stop, part.step)
             samples[first : first + size] = self.dequantizer.samples(
                 self.symbols[part], part, domain, self.inverse, self.shape
             )
@@ -109,7 +123,13 @@ def pack(packed: PackedSet) -> bytes:
     if packed.symbols.shape != (domain.samples, symbols_each) or packed.symbols.size == 0:
         raise BadHeader(f"{domain.samples} samples of {symbols_each} symbols expected, got {packed.symbols.shape}")
     packed.check_exponents()
-    body.byte(equal * _EQUAL_COUNTS | inline * _INLINE_PROTOCOL | wide * _WIDE_STATISTICS)
+    soft = packed.soft
+    if soft is not None and soft.symbols.shape != (domain.samples, len(packed.counts)):
+        expected = (domain.samples, len(packed.counts))
+        raise BadHeader(f"soft labels must be (samples, classes) = {expected}, got {soft.symbols.shape}")
+    flags = equal * _EQUAL_COUNTS | inline * _INLINE_PROTOCOL | wide * _WIDE_STATISTICS
+    flags |= isinstance(packed.dequantizer, Grouped) * _GROUPED
+    body.byte(flags | (soft is not None) * _SOFT_LABELS)
     if isinstance(packed.protocol, bytes):
         body.unsigned(len(packed.protocol))
         body.raw(packed.protocol)
@@ -121,12 +141,16 @@ def pack(packed: PackedSet) -> bytes:
     body.unsigned(len(packed.counts))
     for count in packed.counts[:1] if equal else packed.counts:
         body.unsigned(count)
+    if soft is not None:
+        soft.write(body, domain.labels)
     body.floats(packed.mean, wide)
     body.floats(packed.std, wide)
     body.byte(packed.inverse.family << 4 | packed.dequantizer.family)
     packed.inverse.write(body)
     packed.dequantizer.write(body, domain)
-    body.raw(packed.dequantizer.payload(packed.symbols, domain)[1])
+    payload = packed.dequantizer.payload(packed.symbols, domain)[1]
+    _check_expansion(domain.samples * math.prod(packed.shape), payload)
+    body.raw(payload)
     data = MAGIC + bytes([FORMAT_VERSION]) + bytes(body.data)
     return data + zlib.crc32(data).to_bytes(4, "little")
 
@@ -204,12 +228,17 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
         total = sum(counts) * math.prod(shape)
         if total == 0:
             raise BadHeader(f"the file holds no sample: {classes} classes, samples of shape {shape}")
-        if total > MAX_SYMBOLS:
-            raise TooLarge(f"the file claims {total:,} values, more than the format allows ({MAX_SYMBOLS:,})")
+        most = min(MAX_SYMBOLS, FREE_VALUES + VALUES_PER_BYTE * len(data))
+        if total > most:
+            raise TooLarge(f"the file claims {total:,} values, more than the format allows its length ({most:,})")
         if channels > fields.left:
             raise Truncated(
                 f"the statistics of {channels:,} channels need more bytes than the {fields.left} that are left"
             )
+    soft = None
+    if flags & _SOFT_LABELS:
+        with fields.section("soft labels"):
+            soft = SoftLabels.read(fields, counts)
     with fields.section("input statistics"):
         wide = bool(flags & _WIDE_STATISTICS)
         mean = fields.floats(channels, wide, "the mean")
@@ -227,11 +256,19 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
             raise TooLarge(f"the file claims {domain.values:,} coded values a sample, more than the format allows")
     with fields.section("quantizer parameters"):
         dequantizer = families.QUANTIZERS[quantizer].read(fields, domain)
+        if flags & _GROUPED:
+            dequantizer = Grouped.read(fields, domain, dequantizer)
     inverse.check(dequantizer.most, dequantizer.exponent, shape)
     payload = fields.raw(fields.left)
+    _check_expansion(total, payload)
     coder, symbols = dequantizer.read_payload(payload, domain, version.coders)
     parts = [("magic and version", 4), *fields.sections, (f"symbols ({coder})", len(payload)), ("checksum", 4)]
-    return PackedSet(symbols, shape, counts, dequantizer, inverse, mean, std, protocol), parts
+    return PackedSet(symbols, shape, counts, dequantizer, inverse, mean, std, protocol, soft), parts
+
+
+def _check_expansion(values: int, payload: bytes) -> None:
+    if values > EXPANSION * capacity(len(payload)):
+        raise TooLarge(f"{len(payload)} coded bytes may not stand for {values:,} decoded values")
 
 
 def _fits_half(mean: np.ndarray, std: np.ndarray) -> bool:

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from budgetopt.packing.codebook import CodebookLevels
+from budgetopt.packing.companding import CompandedLevels
 from budgetopt.packing.dequantizer import Dequantizer
+from budgetopt.packing.floats import FloatValues
 from budgetopt.packing.inverse import Identity, InverseTransform, Standardize
+from budgetopt.packing.inverse_basis import Basis
+from budgetopt.packing.inverse_dct import Cosine
+from budgetopt.packing.inverse_resize import Resize
+from budgetopt.packing.inverse_ycbcr import LumaChroma
 from budgetopt.packing.levels import ApotLevels, UniformLevels
+from budgetopt.packing.palette import PaletteColours
+from budgetopt.packing.patches import PatchLevels
+from budgetopt.packing.pictures import JpegPictures, WebpPictures
 
-QUANTIZERS: dict[int, type[Dequantizer]] = {family.family: family for family in (UniformLevels, ApotLevels)}
-TRANSFORMS: dict[int, type[InverseTransform]] = {family.family: family for family in (Identity, Standardize)}
+QUANTIZERS: dict[int, type[Dequantizer]] = {
+    family.family: family
+    for family in (
+        UniformLevels,
+        ApotLevels,
+        CompandedLevels,
+        CodebookLevels,
+        PatchLevels,
+        PaletteColours,
+        JpegPictures,
+        WebpPictures,
+        FloatValues,
+    )
+}
+TRANSFORMS: dict[int, type[InverseTransform]] = {
+    family.family: family for family in (Identity, Standardize, Cosine, Basis, Resize, LumaChroma)
+}

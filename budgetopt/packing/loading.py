@@ -50,19 +50,27 @@ class LoadedSet:
         """(n,) int64."""
         return self.packed.labels()
 
+    @property
+    def targets(self) -> np.ndarray:
+        """(n, classes) float32 probabilities to train towards: the file's soft labels, or certainty of the class."""
+        soft = self.packed.targets()
+        return np.eye(self.classes, dtype=np.float32)[self.labels] if soft is None else soft
+
     def batches(self, size: int, seed: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One pass in batches of at most `size`, dequantized one at a time; shuffled if a seed is given."""
+        """One pass in batches of at most `size`, dequantized one at a time; shuffled if a seed is given: (samples,
+        labels), or (samples, targets) where the file has soft labels."""
         if size < 1:
             raise InputError(f"the batch size must be at least 1, got {size}")
         order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
-        labels = self.labels
+        labels = self._labels_to_train_on
         for start in range(0, len(self), size):
             index = order[start : start + size]
             yield self.packed.decode(index), labels[index]
 
     def to_torch(self, standardize: bool = True) -> torch.utils.data.TensorDataset:
-        """A `torch.utils.data.Dataset` of (sample float32, label int64); imports torch. With `standardize`, samples are
-        ready for a network: (x − mean) / std per channel."""
+        """A `torch.utils.data.Dataset` of (sample float32, label int64), or of (sample, targets) where the file has
+        soft labels: `cross_entropy` takes both; imports torch. With `standardize`, samples are ready for a network:
+        (x − mean) / std per channel."""
         import torch
         import torch.utils.data
 
@@ -70,7 +78,11 @@ class LoadedSet:
         if standardize:
             shape = (-1,) + (1,) * (len(self.packed.shape) - 1)
             x = (x - self.mean.reshape(shape)) / self.std.reshape(shape)
-        return torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(self.labels))
+        return torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(self._labels_to_train_on))
+
+    @property
+    def _labels_to_train_on(self) -> np.ndarray:
+        return self.labels if self.packed.soft is None else self.targets
 
 
 def load(path: str | Path) -> LoadedSet:

@@ -6,9 +6,25 @@ from budgetopt.errors import unknown_name
 from budgetopt.options import Options
 from budgetopt.quantizers.apot import Apot
 from budgetopt.quantizers.base import Quantizer
+from budgetopt.quantizers.ddq import Ddq
+from budgetopt.quantizers.floats import Floats
+from budgetopt.quantizers.lloyd_max import LloydMax
+from budgetopt.quantizers.palette import Palette
+from budgetopt.quantizers.patches import Patches
+from budgetopt.quantizers.pictures import Jpeg, Webp
 from budgetopt.quantizers.uniform import Uniform
 
-QUANTIZERS: dict[str, type[Quantizer]] = {"uniform": Uniform, "apot": Apot}
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "uniform": Uniform,
+    "apot": Apot,
+    "ddq": Ddq,
+    "lloyd-max": LloydMax,
+    "patches": Patches,
+    "palette": Palette,
+    "jpeg": Jpeg,
+    "webp": Webp,
+    "none": Floats,
+}
 
 __all__ = ["QUANTIZERS", "Quantizer", "build"]
 

@@ -12,8 +12,10 @@ from torch import nn
 from budgetopt.errors import InputError
 from budgetopt.options import Options, Schema, complete
 from budgetopt.packing.dequantizer import Dequantizer
+from budgetopt.packing.grouped import Grouped
 from budgetopt.packing.layout import Domain, Layout
 from budgetopt.packing.levels import LevelTable
+from budgetopt.quantizers.granularity import GRANULARITY, Groups
 
 
 class Quantizer(nn.Module, ABC):
@@ -24,11 +26,13 @@ class Quantizer(nn.Module, ABC):
     class order; rows may be left out between calls (sets are cut to fit a budget), but K and the layout stay.
 
     `generator` draws the noise of those surrogates that have any; `progress` (0 … 1, the share of training that is
-    done) anneals those that do.
+    done) anneals those that do. `budget`: bytes of the whole file, for those that spend what is left of it.
     """
 
     clippings: ClassVar[tuple[str, ...]] = ("none",)
     options: ClassVar[Schema] = {}
+    called: ClassVar[str | None] = None  # by users, where that is not the name of the class
+    has_rate: ClassVar[bool] = True  # whether `representation.rate` can estimate its coded size
     fixed_levels: ClassVar[int | None] = None  # of families that do not let one choose
 
     def __init__(self, levels: int, clipping: str, chosen: Options = ()) -> None:
@@ -36,9 +40,10 @@ class Quantizer(nn.Module, ABC):
         self.check_levels(levels)
         self.check_clipping(clipping)
         self.levels, self.clipping = levels, clipping
-        self.chosen = complete(self.options, chosen, type(self).__name__.lower())
+        self.chosen = complete(self.options, chosen, self.called or type(self).__name__.lower())
         self.generator = torch.Generator().manual_seed(0)
         self.progress = 0.0
+        self.budget: int | None = None
 
     @classmethod
     def check_levels(cls, levels: int) -> None:
@@ -89,29 +94,44 @@ class Quantizer(nn.Module, ABC):
 
 
 class ScalarQuantizer(Quantizer):
-    """One table of levels for all values: a symbol is the index of the nearest level."""
+    """Levels of single values: a symbol is the index of the nearest level, of one table or of the value's group."""
+
+    options: ClassVar[Schema] = {"granularity": GRANULARITY}
+
+    def group(self, labels: torch.Tensor, layout: Layout) -> None:
+        """The first thing that `fit` does: lay out the groups of the chosen granularity."""
+        self._layout = layout
+        self.groups = Groups(str(self.chosen["granularity"]), layout, labels)
 
     @abstractmethod
-    def side_information(self) -> LevelTable:
-        """The level table that the file stores, from the current parameters."""
+    def side_information(self) -> LevelTable | Grouped:
+        """The levels that the file stores, from the current parameters."""
 
-    def symbols(self, x: torch.Tensor, table: LevelTable) -> torch.Tensor:
+    def symbols(self, x: torch.Tensor, labels: torch.Tensor, side: LevelTable | Grouped) -> torch.Tensor:
         """Index of the nearest level, uint8, same shape as x."""
-        levels = torch.from_numpy(table.values()).to(x.device)
-        return torch.bucketize(x, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+        if isinstance(side, LevelTable):
+            levels = torch.from_numpy(side.values()).to(x.device)
+            return torch.bucketize(x, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+        # all groups at once: in the units of the common table, in float64 since groups may lie far from zero
+        start, factor, shape = (torch.from_numpy(part).to(x.device) for part in side.shifts)
+        group = self.groups.of(labels)
+        units = (x.double() * 2.0**side.exponent - start.double()[group]) / factor.double()[group]
+        return torch.bucketize(units, (shape[1:] + shape[:-1]).double() / 2).to(torch.uint8)
+
+    def decoded(self, symbols: torch.Tensor, labels: torch.Tensor, side: LevelTable | Grouped) -> torch.Tensor:
+        """Levels of the symbols as the file's receiver has them, float32, without a way through numpy."""
+        if isinstance(side, LevelTable):
+            return torch.from_numpy(side.values()).to(symbols.device)[symbols.long()]
+        levels = torch.from_numpy(side.tables().astype(np.float32) * np.float32(2.0**-side.exponent))
+        entry = self.groups.of(labels) * side.levels + symbols.long()
+        return levels.to(symbols.device).flatten()[entry]
 
     @torch.no_grad()
-    def encode(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, LevelTable]:
-        table = self.side_information()
-        return self.symbols(x, table).cpu().numpy(), table
+    def encode(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, LevelTable | Grouped]:
+        side = self.side_information()
+        return self.symbols(x, labels, side).cpu().numpy(), side
 
     @torch.no_grad()
     def quantized(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        table = self.side_information()  # without the way through numpy: on the device of x
-        return torch.from_numpy(table.values()).to(x.device)[self.symbols(x.detach(), table).long()]
-
-
-def percentile_range(x: torch.Tensor, percent: float) -> tuple[float, float]:
-    """(P_percent, P_(100−percent)) of all values of x; (min, max) for 0."""
-    low, high = np.percentile(x.detach().cpu().numpy(), [percent, 100.0 - percent])
-    return float(low), float(high)
+        side = self.side_information()
+        return self.decoded(self.symbols(x.detach(), labels, side), labels, side)

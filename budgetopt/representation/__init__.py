@@ -11,8 +11,11 @@ from torch import nn
 from budgetopt.allocation import Allocation
 from budgetopt.data.dataset import DataSpec
 from budgetopt.errors import OverBudget, PackedFileError, TrialFailure
-from budgetopt.packing import PackedSet, pack
+from budgetopt.fitting import largest_fitting
+from budgetopt.packing import PackedSet, SoftLabels, pack
 from budgetopt.quantizers import build as build_quantizer
+from budgetopt.representation.rate import CodedSize
+from budgetopt.teacher import Teacher
 from budgetopt.transforms import build as build_transform
 
 
@@ -37,6 +40,8 @@ class Representation(nn.Module):
         protocol: int | bytes,
         device: torch.device,
         generator: torch.Generator | None = None,
+        teacher: Teacher | None = None,
+        budget: int | None = None,
     ) -> None:
         super().__init__()
         x = torch.from_numpy(np.ascontiguousarray(initial.x, np.float32)).to(device)
@@ -53,9 +58,16 @@ class Representation(nn.Module):
         self.quantizer.check_transform(allocation.transform, spec.shape)
         if generator is not None:
             self.quantizer.generator = generator
+        self.quantizer.budget = budget
         self.quantizer.fit(coded, self.labels, self.transform.layout)
         self.quantizer.to(device)
         self.latent = nn.Parameter(coded / self.unit)
+        self.label_bits, self._teacher = allocation.label_bits, teacher
+        self._lost = x - self.transform.inverse(coded) if self.label_bits else None  # by the transform alone
+        self.rate_weight = allocation.rate_weight
+        self._coded_size = CodedSize(self.quantizer, self.transform.layout, self.counts)
+        if self.rate_weight:  # a family without a rate is told at once, not after hours
+            self._coded_size.refresh(coded, self.labels)
 
     def forward(self) -> torch.Tensor:
         """Samples in raw units, differentiable with respect to the latent values and the quantizer's parameters."""
@@ -65,15 +77,32 @@ class Representation(nn.Module):
         """What the quantizer adds to the loss of any method."""
         return self.quantizer.penalty(self.latent * self.unit, self.labels)
 
-    def packed(self, most: int | None = None) -> PackedSet:
-        """The set as the file would hold it now, or the first `most` samples of each class. Raises `TrialFailure` where
-        a value is NaN or infinite."""
+    def rate(self) -> torch.Tensor:
+        """Estimated size of the coded values in bits, differentiable with respect to the latent values. Raises
+        `InputError` for quantizers whose symbols are not levels of single values."""
+        return self._coded_size.bits(self.latent * self.unit, self.labels)
+
+    def soft_labels(self) -> SoftLabels | None:
+        """What the teacher says of all samples *before* quantization and of what the transform left out: at few levels
+        it takes decoded ones for other classes (Fashion-MNIST at 2 levels: 73 % right, 93 % before). Without a teacher
+        the class is certain, which makes the shortest file. None where labels are hard."""
+        if self._lost is None:
+            return None
+        if self._teacher is None:
+            return SoftLabels.nearest(np.eye(len(self.counts))[self.labels.cpu().numpy()], self.label_bits)
+        x = self.transform.inverse(self.latent.detach() * self.unit) + self._lost
+        return SoftLabels.nearest(self._teacher.probabilities(x), self.label_bits)
+
+    def packed(self, most: int | None = None, soft: SoftLabels | None = None) -> PackedSet:
+        """The set as the file would hold it now, or the first `most` samples of each class. `soft`: the soft labels of
+        all samples, where they are known already. Raises `TrialFailure` where a value is NaN or infinite."""
         if not torch.isfinite(self.latent).all() or not all(torch.isfinite(p).all() for p in self.parameters()):
             raise TrialFailure("distillation diverged: the synthetic samples are not finite")
         counts = self.counts if most is None else tuple(min(c, most) for c in self.counts)
         starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]])
         keep = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
         rows = torch.from_numpy(keep).to(self.labels.device)
+        soft = soft or self.soft_labels()
         symbols, side = self.quantizer.encode(self.latent.detach()[rows] * self.unit, self.labels[rows])
         packed = PackedSet(
             symbols=symbols,
@@ -84,6 +113,7 @@ class Representation(nn.Module):
             mean=self.spec.mean,
             std=self.spec.std,
             protocol=self.protocol,
+            soft=None if soft is None else soft[keep],
         )
         try:
             packed.check_exponents()
@@ -94,25 +124,20 @@ class Representation(nn.Module):
     def fit_to_budget(self, budget: int | None) -> bytes:
         """Pack within `budget` bytes, dropping the least useful samples of the largest classes where needed.
 
-        Samples are most useful first in their class, so every class keeps a prefix of min(count, m). The largest m that
-        fits is found by interpolation, since the size is nearly linear in m, and bisection where that does not settle
-        it. Raises `OverBudget` if not even one sample a class fits.
+        Samples are most useful first in their class, so every class keeps a prefix of min(count, m). Raises
+        `OverBudget` if not even one sample a class fits.
         """
-        data = pack(self.packed())
+        soft = self.soft_labels()
+        data = pack(self.packed(soft=soft))
         if budget is None or len(data) <= budget:
             return data
-        fitting, fitting_size = b"", 0.0
-        low, high, high_size = 0, max(self.counts), float(len(data))  # low fits, high does not
-        for attempt in range(3 * high.bit_length() + 3):
-            if high - low <= 1:
-                break
-            share = (budget - fitting_size) / (high_size - fitting_size) if attempt % 3 < 2 else 0.5
-            middle = min(high - 1, max(low + 1, low + int((high - low) * share)))
-            data = pack(self.packed(middle))
-            if len(data) <= budget:
-                low, fitting, fitting_size = middle, data, float(len(data))
-            else:
-                high, high_size = middle, float(len(data))
-        if not fitting:
-            raise OverBudget(f"one sample a class takes {len(data)} bytes, the budget is {budget}")
-        return fitting
+        found: dict[int, bytes] = {}
+
+        def size(most: int) -> int:
+            found[most] = pack(self.packed(most, soft))
+            return len(found[most])
+
+        most = largest_fitting(size, budget, 1, max(self.counts) - 1)
+        if most is None:
+            raise OverBudget(f"one sample a class takes {len(found[1])} bytes, the budget is {budget}")
+        return found[most]

@@ -118,10 +118,13 @@ def resolve(
 
 
 def _content_hash(path: Path) -> str:
+    from budgetopt import sets
+
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sets.files_of(path)]
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def check_limits(time_limit: float | None, trials: int | None, workers: int | None) -> None:

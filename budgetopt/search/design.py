@@ -10,11 +10,13 @@ import optuna
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.errors import InputError
+from budgetopt.fitting import largest_fitting
 from budgetopt.methods.selection import Selector
 from budgetopt.search.config import SearchConfig
 from budgetopt.trial import TrialContext, initial_bytes
 
 SPACING = math.sqrt(10.0)  # between the sizes of the design: half a decade
+MARGIN = 1.2  # on the largest IPC: other choices (clipping, options) may code shorter still
 GROWTH = 1.1  # how much larger a file may become while its set is optimised
 OPTIMISED_LEVELS = 4  # between the few levels that suit many samples and the many that suit few
 
@@ -28,41 +30,40 @@ class Design:
         names = {name: o.steps for name, o in config.objectives.items()}
         self._coreset = next(n for n, steps in names.items() if steps == 0)
         self._optimised = [n for n, steps in names.items() if steps > 0]
-        # of all transforms and families, since another one may code shorter
-        fewest = [
-            a
-            for a in config.space.smallest(self._coreset, context.spec.shape)
-            if a.selection == config.space.selection[0]
-        ]
-        self.most_ipc = max(self.largest_ipc(a, config.budget) for a in fewest)
+        kinds = config.space.kinds(self._coreset, context.spec.shape)
+        if not kinds:
+            raise InputError(
+                f"no transform and quantizer of the search space takes samples of shape {context.spec.shape}"
+            )
+        self._first = kinds[0]
+        self._largest = self.largest_ipc(self._first, config.budget)
+        # another transform or family may code shorter: the size is nearly linear, so one packing tells how many fit
+        scales = [config.budget / initial_bytes(context, replace(a, ipc=self._largest), selector) for a in kinds]
+        self.most_ipc = min(self._most(), math.ceil(MARGIN * self._largest * max(1.0, *scales)))
+
+    def _most(self) -> int:
+        """No set has more samples a class."""
+        init, spec = self._context.init, self._context.spec
+        counts = spec.class_counts if init is None else init.counts
+        return max(self._config.space.ipc.min, min(self._config.space.ipc.max, max(counts)))
 
     def largest_ipc(self, allocation: Allocation, size: float) -> int:
         """The most samples a class with which the initial set of `allocation` takes at most `size` bytes; the smallest
-        IPC of the space if none does. Doubling, then bisection: nothing much larger than `size` is ever packed."""
-        init, spec = self._context.init, self._context.spec
-        counts = spec.class_counts if init is None else init.counts
+        IPC of the space if none does."""
 
-        def fits(ipc: int) -> bool:
-            return initial_bytes(self._context, replace(allocation, ipc=ipc), self._selector) <= size
+        def packed(ipc: int) -> int:
+            return initial_bytes(self._context, replace(allocation, ipc=ipc), self._selector)
 
-        low = self._config.space.ipc.min
-        most = max(low, min(self._config.space.ipc.max, max(counts)))
-        high = low
-        while high < most and fits(min(most, 2 * high)):
-            low = high = min(most, 2 * high)
-        high = min(most, 2 * high) - 1 if high < most else most
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low
+        least = self._config.space.ipc.min
+        return largest_fitting(packed, size, least, self._most()) or least
 
     def allocations(self) -> list[Allocation]:
         """The design: coresets of all sizes, optimised sets of all sizes, the other selections; large before small."""
         space = self._config.space
-        coreset = space.smallest(self._coreset, self._context.spec.shape)[0]
+        coreset = self._first
         family = next(c for c in space.quantizer if c.family == coreset.quantizer)
         levels = min(family.levels, key=lambda count: abs(math.log2(count / OPTIMISED_LEVELS)))
-        sizes, ipcs = [float(self._config.budget)], [self.largest_ipc(coreset, self._config.budget)]
+        sizes, ipcs = [float(self._config.budget)], [self._largest]
         while ipcs[-1] > space.ipc.min:
             sizes.append(sizes[-1] / SPACING)
             ipcs.append(self.largest_ipc(coreset, sizes[-1]))
@@ -81,8 +82,10 @@ class Design:
 
 def smallest_file(config: SearchConfig, context: TrialContext, selector: Selector) -> int:
     """Bytes of the smallest file of the search space; raises `InputError` where the budget is below it."""
-    name = next(iter(config.objectives))
-    smallest = min(initial_bytes(context, a, selector) for a in config.space.smallest(name, context.spec.shape))
+    name, shape = next(iter(config.objectives)), context.spec.shape
+    smallest = min(initial_bytes(context, a, selector) for a in config.space.kinds(name, shape))
+    if smallest > config.budget:  # before saying no, every choice is looked at
+        smallest = min(initial_bytes(context, a, selector) for a in config.space.smallest(name, shape))
     if smallest > config.budget:
         raise InputError(
             f"the budget of {Budget(config.budget)} is too small for {config.dataset}: the smallest file of the search "

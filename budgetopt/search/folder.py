@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from budgetopt.errors import InputError
 from budgetopt.search.config import SearchConfig
+
+if TYPE_CHECKING:
+    from budgetopt.representation import InitialSet
 
 
 class RunFolder:
@@ -24,6 +30,7 @@ class RunFolder:
         self.trials, self.artifacts, self.front = self.path / "trials", self.path / "artifacts", self.path / "front"
         self.front_json, self.front_csv = self.path / "front.json", self.path / "front.csv"
         self.front_png, self.best_png = self.path / "front.png", self.path / "best.png"
+        self.init = self.path / "init.npz"
         self.best = self.path / "best.bopt"
         self.test_evaluations = self.path / "test_evaluations.jsonl"
 
@@ -58,23 +65,23 @@ class RunFolder:
             )
         return True
 
-    def create(self, config: SearchConfig, versions: dict[str, Any]) -> None:
+    def create(self, config: SearchConfig, versions: dict[str, Any], init: InitialSet | None) -> None:
         try:
             for folder in (self.path, self.trials, self.artifacts):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder {str(self)!r}: {error.strerror}") from None
-        if config.init is not None:
-            write_atomically(self._init_path(config.init), Path(config.init).read_bytes())
+        if init is not None:
+            buffer = io.BytesIO()
+            y = np.repeat(np.arange(len(init.counts)), init.counts)
+            np.savez_compressed(buffer, x=init.x, y=y)
+            write_atomically(self.init, buffer.getvalue())
         write_atomically(self.versions, (json.dumps(versions, indent=2) + "\n").encode())
         write_atomically(self.config, (config.model_dump_json(indent=2) + "\n").encode())
 
-    def _init_path(self, init: str) -> Path:
-        return self.path / f"init{Path(init).suffix}"
-
     def init_copy(self, config: SearchConfig) -> str | None:
         """The run's own copy of the set that every method starts from."""
-        return None if config.init is None else str(self._init_path(config.init))
+        return None if config.init is None else str(self.init)
 
     @classmethod
     def enclosing(cls, file: Path) -> RunFolder | None:

@@ -21,6 +21,7 @@ import platformdirs
 import torch
 
 from budgetopt import data, initial, networks, result
+from budgetopt import teacher as teachers
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import BudgetoptError, InputError, Interrupted
 from budgetopt.methods import target_bank
@@ -62,7 +63,9 @@ def new_run(
     smallest = smallest_file(config, context, selector)
     config = config.with_time_limit(dataset.spec.values)
     report.plan(config, dataset, out, smallest)
-    out.create(config, versions())  # a copy of `init` too: the run must not depend on a file that may change
+    out.create(
+        config, versions(), context.init
+    )  # a copy of `init` too: the run must not depend on a file that may change
     with out.locked():
         study = studies.create(out.study)
         study.set_user_attr("smallest_bytes", smallest)
@@ -238,7 +241,8 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
 
 
 def with_banks(run: _Run) -> TrialContext:
-    """The context with the target bank of every objective that shares one; from the cache, or made now."""
+    """The context with the target bank of every objective that shares one, and the teacher where the space has soft
+    labels; from the cache, or made now."""
     config, progress = run.config, run.progress
     material = TrainingData(run.dataset.train, run.dataset.spec, config.protocol, torch.device(config.device))
     banks = {}
@@ -251,9 +255,13 @@ def with_banks(run: _Run) -> TrialContext:
     for name, objective in config.objectives.items():
         if isinstance(objective, DistributionMatchingObjective) and objective.bank:
             banks[name] = target_bank.cached(objective, material, config.seed, cache_folder(), told)
+    teacher = None
+    if max(config.space.label_bits):
+        progress.phase = "training the teacher"
+        teacher = teachers.cached(material, config.seed, cache_folder(), told)
     if config.gpus:
         torch.cuda.empty_cache()  # the workers need it
-    return replace(run.context, banks=banks)
+    return replace(run.context, banks=banks, teacher=teacher)
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,114 @@
+"""A set on its way into a file: its samples, and everything else that a `.bopt` holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from budgetopt import networks, seeding
+from budgetopt import protocol as protocols
+from budgetopt.allocation import Allocation
+from budgetopt.data.dataset import Dataset, DataSpec
+from budgetopt.errors import InputError
+from budgetopt.packing import PackedSet
+from budgetopt.packing.soft_labels import SoftLabels
+from budgetopt.protocol import Protocol, to_field
+from budgetopt.representation import InitialSet, Representation
+from budgetopt.sets import SampleSet
+from budgetopt.sets.statistics import of_samples
+
+SAMPLED = 1 << 15  # values of the first samples of each class, on which ways of storing are compared
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A set in class order, with all that a file needs beside the samples. soft: (n, C) probabilities, or None; packed:
+    the same samples as symbols, where they come from one file."""
+
+    initial: InitialSet
+    spec: DataSpec
+    protocol: Protocol
+    soft: np.ndarray | None = None
+    packed: PackedSet | None = None
+    seed: int = 0
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64"""
+        return np.repeat(np.arange(len(self.initial.counts)), self.initial.counts)
+
+    @property
+    def largest_class(self) -> int:
+        return max(self.initial.counts)
+
+    @property
+    def sampled(self) -> int:
+        """Samples of a class on which ways are compared."""
+        return max(1, SAMPLED // (self.spec.values * sum(c > 0 for c in self.initial.counts)))
+
+    def first(self, most: int) -> InitialSet:
+        """The first `most` samples of each class."""
+        counts = tuple(min(c, most) for c in self.initial.counts)
+        return InitialSet(self.initial.x[prefix(self.initial.counts, most)], counts)
+
+    def representation(self, allocation: Allocation, initial: InitialSet | None = None) -> Representation:
+        """`initial`: other samples than all, as `first` gives them."""
+        noise = seeding.generator("quantizer", self.seed, allocation.key)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        protocol = to_field(self.protocol)
+        return Representation(initial or self.initial, allocation, self.spec, protocol, device, noise)
+
+    def labelled(self, packed: PackedSet, bits: int) -> PackedSet:
+        """`packed`, which holds the first samples of each class, with their soft labels in `bits` bits."""
+        if self.soft is None or bits == 0:
+            return packed
+        rows = prefix(self.initial.counts, max(packed.counts))
+        return replace(packed, soft=SoftLabels.nearest(self.soft[rows], bits))
+
+
+def prefix(counts: tuple[int, ...], most: int) -> np.ndarray:
+    """Rows of the first `most` samples of each class."""
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.concatenate([np.arange(s, s + min(c, most)) for s, c in zip(starts, counts, strict=True)])
+
+
+def shortened(packed: PackedSet, most: int) -> PackedSet:
+    """The first `most` samples of each class; of families without parameters that belong to samples."""
+    rows = prefix(packed.counts, most)
+    soft = None if packed.soft is None else SoftLabels(packed.soft.symbols[rows], packed.soft.bits)
+    return replace(packed, symbols=packed.symbols[rows], counts=tuple(min(c, most) for c in packed.counts), soft=soft)
+
+
+def prepare(brought: SampleSet, protocol: str | None, seed: int, dataset: Dataset | None) -> Given:
+    """The set in class order, with the input statistics and the protocol that its file will hold: those of `dataset`
+    if there is one. protocol: by name or path, instead of the set's own. Raises `InputError`."""
+    spec = None if dataset is None else dataset.spec
+    if spec is not None and brought.shape != spec.shape:
+        raise InputError(f"{brought.name}: samples have shape {brought.shape}, those of {spec.name} {spec.shape}")
+    ordered = brought.in_class_order(None if spec is None else spec.classes)
+    recipe = _protocol(brought, protocol, dataset)
+    networks.check_shape(recipe.network, ordered.shape)
+    if spec is not None:
+        mean, std = spec.mean, spec.std
+    elif ordered.mean is not None and ordered.std is not None:
+        mean, std = ordered.mean, ordered.std
+    else:
+        mean, std = of_samples(ordered.x, brought.name)
+    counts = ordered.counts()
+    own = DataSpec(brought.name, ordered.shape, counts, mean, std, "", protocols.name_of(recipe))
+    packed = ordered.packed
+    if packed is not None and len(packed.counts) == len(counts):
+        packed = replace(packed, mean=mean, std=std, protocol=protocols.to_field(recipe))
+    return Given(InitialSet(ordered.x, counts), own, recipe, ordered.soft, packed, seed)
+
+
+def _protocol(brought: SampleSet, protocol: str | None, dataset: Dataset | None) -> Protocol:
+    if protocol is not None:
+        return protocols.resolve(protocol)
+    if brought.protocol is not None:
+        return protocols.from_field(brought.protocol)
+    if dataset is not None:
+        return protocols.resolve(dataset.spec.protocol)
+    return protocols.resolve("image-1" if len(brought.shape) == 3 else "tabular-1")

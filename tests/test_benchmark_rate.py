@@ -1,0 +1,85 @@
+"""The benchmarks of files run, print their tables, and repeat nothing that is finished."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+RUNS = {
+    "random_coreset": (["--quick", "--label-bits", "3"], ["levels", "all draws", "target: at least 82.5"]),
+    "quantizers": (
+        ["--quick", "--refine", "1", "--only", "apot, 7", "ddq", "jpeg:quality=15"],
+        ["uniform, 2 levels, minmax", "ddq", "minus uniform", "refined for 1 steps"],
+    ),
+    "claims": (["--quick"], ["Claim 1", "Claim 3", "Claim 4", "control", "GAQ, refined"]),
+}
+
+
+@pytest.fixture
+def benchmark_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+    for name in ("records", *RUNS):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_quick_run_is_resumable(name, benchmark_named, tmp_path, capsys):
+    arguments, figures = RUNS[name]
+    main = benchmark_named(name).main
+    main([*arguments, "--out", str(tmp_path)])
+    first = capsys.readouterr().out
+    rows = (tmp_path / "rows.jsonl").read_text()
+    with (tmp_path / "rows.jsonl").open("a") as stream:
+        stream.write('{"key": {"deco')  # killed while writing
+    main([*arguments, "--out", str(tmp_path)])
+    second = capsys.readouterr().out
+    for figure in figures:
+        assert figure in first
+    working = ("packing", "training", "distilling")
+    assert any(line.startswith("training") for line in first.splitlines())
+    assert not any(line.startswith(working) for line in second.splitlines())
+    assert second.splitlines() == [line for line in first.splitlines() if not line.startswith(working)]
+    assert (tmp_path / "rows.jsonl").read_text() == rows
+
+
+def test_two_level_interval_against_a_loop(benchmark_named):
+    records = benchmark_named("records")
+    groups = np.random.default_rng(0).normal([[0.6], [0.7], [0.65]], 0.02, (3, 4))
+    rng, means = np.random.default_rng(1), []
+    for _ in range(4000):
+        files = [groups[rng.integers(3)] for _ in range(3)]
+        means.append(np.mean([np.mean([file[rng.integers(4)] for _ in range(4)]) for file in files]))
+    assert np.percentile(records.resampled_means(groups), [2.5, 50, 97.5]) == pytest.approx(
+        np.percentile(means, [2.5, 50, 97.5]), abs=0.004
+    )
+
+
+def test_trimmed_file_loses_single_samples(benchmark_named, digits):
+    records = benchmark_named("records")
+    from budgetopt.allocation import Allocation
+    from budgetopt.methods.selection import Selector
+    from budgetopt.packing import pack, unpack
+    from budgetopt.representation import Representation
+
+    initial = Selector(digits.train, digits.spec).select("random", 4, 0)
+    representation = Representation(initial, Allocation(levels=4), digits.spec, 0, records.CPU)
+    whole = pack(representation.packed())
+    cut = records.trimmed(representation, len(whole) - 20)
+    assert len(cut) <= len(whole) - 20
+    counts = unpack(cut).counts
+    assert 34 <= sum(counts) < 40
+    assert counts == tuple(sorted(counts, reverse=True))  # the last classes lose their last samples first
+    kept = unpack(whole).decode()
+    starts = np.arange(10) * 4
+    rows = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
+    assert np.array_equal(unpack(cut).decode(), kept[rows])
+    assert records.trimmed(representation, len(whole)) == whole
