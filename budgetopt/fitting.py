@@ -7,8 +7,9 @@ from collections.abc import Callable
 STRETCH = 8  # the most by which a guess may exceed what is known to fit: nothing much larger is ever packed
 
 
-def largest_fitting(size: Callable[[int], int], limit: float, least: int, most: int) -> int | None:
-    """The largest m in least … most with size(m) ≤ limit; None if size(least) is above it.
+def largest_fitting(size: Callable[[int], int], limit: float, least: int, most: int, slack: float = 0.0) -> int | None:
+    """The largest m in least … most with size(m) ≤ limit; None if size(least) is above it. With `slack`, an m that
+    leaves at most that share of the limit is good enough.
 
     Sizes grow nearly linearly with m, so the next guess is on the line through the last that fits and the first that
     does not (before one is known, through the origin); every third guess bisects, which bounds the number of calls by
@@ -19,7 +20,7 @@ def largest_fitting(size: Callable[[int], int], limit: float, least: int, most: 
         return None
     above, at_above = most + 1, 0.0  # `above` does not fit; its size is unknown while 0
     for attempt in range(1, 4 * most.bit_length() + 4):
-        if above - below <= 1:
+        if above - below <= 1 or (slack and at_least >= (1.0 - slack) * limit):
             break
         if not at_above:
             guess = min(int(below * min(STRETCH, limit / max(1, at_least))), most)

@@ -5,7 +5,9 @@ import zlib
 
 import numpy as np
 
-from budgetopt.packing import FORMAT_VERSION, Domain, Identity, PackedSet, UniformLevels, pack, sections
+from budgetopt.packing import FORMAT_VERSION, Dequantizer, Domain, Identity, PackedSet, UniformLevels, sections
+from budgetopt.packing.coders import CODERS
+from budgetopt.packing.container import header
 
 
 def packed_set(symbols, counts=None, dequantizer=2, shape=None, **changes):
@@ -51,4 +53,11 @@ def coded_by(coder, packed):
     domain, dequantizer = packed.domain, packed.dequantizer
     inner = Domain(dequantizer.symbol_layout(domain.layout), domain.counts)
     payload = coder.encode(packed.symbols, dequantizer.levels, inner, dequantizer.hint(domain))
-    return sealed(head_of(pack(packed)) + bytes([coder.ident]) + payload)
+    return sealed(header(packed) + bytes([coder.ident]) + payload)
+
+
+def quickly_packed(packed):
+    """A file as `pack` writes it, but for the search of the shortest coder: what is not about size need not wait."""
+    if type(packed.dequantizer).payload is Dequantizer.payload:
+        return coded_by(CODERS[1], packed)
+    return sealed(header(packed) + packed.dequantizer.payload(packed.symbols, packed.domain)[1])

@@ -26,7 +26,8 @@ def test_lossless_reference_is_an_allocation_of_the_space(config, digits):
     everything = Allocation(ipc=max(digits.spec.class_counts), levels=17)
     representation = initial_representation(context, everything, torch.device("cpu"))
     packed = representation.packed()
-    assert len(pack(packed)) == pytest.approx(size, abs=8)
+    # the same samples in another order inside a class: coders that learn on the way differ by a little
+    assert len(pack(packed)) == pytest.approx(size, rel=0.005)
     order = np.lexsort(packed.decode().reshape(len(digits.train), -1).T)
     original = np.lexsort(digits.train.x.reshape(len(digits.train), -1).T)
     assert np.array_equal(packed.decode()[order], digits.train.x[original].astype(np.float32))

@@ -60,3 +60,13 @@ def test_few_packings_and_none_much_too_large():
     assert size(largest_fitting(size, 30_000, 1, 5000)) <= 30_000
     assert len(asked) <= 12
     assert max(asked) <= 8 * asked[-1]
+
+
+@given(slope=st.floats(1, 50), limit=st.integers(100, 5000), slack=st.floats(0.01, 0.5))
+def test_with_slack_little_of_the_limit_is_left(slope, limit, slack):
+    def size(m):
+        return math.ceil(slope * m)
+
+    found = largest_fitting(size, limit, 1, 400, slack)
+    assert size(found) <= limit
+    assert found == counted_up(size, limit, 1, 400) or size(found) >= (1 - slack) * limit

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sets import coded_by, coder_name, packed_set
+from sets import coded_by, coder_name, packed_set, quickly_packed
 
 from budgetopt.errors import InputError
 from budgetopt.packing import (
@@ -31,6 +31,7 @@ from budgetopt.packing import (
 from budgetopt.packing.coders import CODERS
 from budgetopt.packing.errors import BadHeader
 
+SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # every coder is tried
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 APOT_FORMS = [(b, k) for b in range(1, 9) for k in range(1, 8) if b == 1 or k == 2 or (b - 1) % k == 0]
 
@@ -189,10 +190,18 @@ def naive_apot(bits, k):
 # --- round trips ----------------------------------------------------------------------------------------------------
 
 
+@SLOW
+@given(packed_sets())
+def test_the_shortest_file_round_trips(packed):
+    data = pack(packed)
+    assert unpack(data) == packed
+    assert pack(unpack(data)) == data
+
+
 @FAST
 @given(packed_sets())
 def test_round_trip(packed):
-    data = pack(packed)
+    data = quickly_packed(packed)
     again = unpack(data)
     assert np.array_equal(again.symbols, packed.symbols)
     assert again.symbols.dtype == np.uint8
@@ -204,14 +213,13 @@ def test_round_trip(packed):
     assert np.array_equal(again.mean, packed.mean)
     assert np.array_equal(again.std, packed.std)
     assert again.protocol == packed.protocol
-    assert pack(again) == data
-    assert again == packed
+    assert quickly_packed(again) == data
 
 
 @FAST
 @given(packed_sets())
 def test_sections_add_up(packed):
-    data = pack(packed)
+    data = quickly_packed(packed)
     parts = sections(data)
     assert sum(size for _, size in parts) == len(data)
     assert all(size >= 0 for _, size in parts)
@@ -220,7 +228,7 @@ def test_sections_add_up(packed):
     assert coder_name(data) in {coder.name for coder in CODERS.values()}
 
 
-@FAST
+@SLOW
 @given(packed_sets())
 def test_every_coder_holds_the_same_symbols(packed):
     """`pack` writes the shortest; a reader takes any, and packs it again to the shortest."""
@@ -260,8 +268,10 @@ def test_every_number_of_levels(levels):
     symbols = np.random.default_rng(levels).integers(0, levels, (3, 1, 5, 7))
     symbols[0, 0, 0, 0], symbols[2, 0, 4, 6] = levels - 1, 0
     packed = packed_set(symbols, dequantizer=levels)
-    data = pack(packed)
-    assert np.array_equal(unpack(data).symbols, symbols.reshape(3, 35))
+    for ident in (0, 1):
+        assert np.array_equal(unpack(coded_by(CODERS[ident], packed)).symbols, symbols.reshape(3, 35))
+    if levels in (2, 3, 17, 256):
+        assert np.array_equal(unpack(pack(packed)).symbols, symbols.reshape(3, 35))
     for ident in (0, 1):
         assert Spec(coded_by(CODERS[ident], packed)).symbols == symbols.reshape(-1).tolist()
 
@@ -270,7 +280,7 @@ def test_every_number_of_levels(levels):
 def test_every_apot_form(bits, k):
     table = ApotLevels(bits, k, 3, 7)
     symbols = np.arange(2 * table.levels).reshape(-1, 1) % table.levels
-    data = pack(packed_set(symbols, dequantizer=table))
+    data = quickly_packed(packed_set(symbols, dequantizer=table))
     assert unpack(data).dequantizer == table
     exact = Spec(coded_by(CODERS[0], unpack(data))).samples()
     assert unpack(data).decode().reshape(-1).tolist() == [float(np.float32(float(v))) for v in exact]
@@ -302,7 +312,7 @@ def empirical_bits(symbols):
 @pytest.mark.parametrize("n", [64, 640, 10_240])
 def test_size_is_near_the_entropy(levels, n):
     for name, symbols in symbol_orders(levels, n):
-        size = len(pack(packed_set(symbols.reshape(-1, 1, 8, 8), dequantizer=levels)))
+        size = len(quickly_packed(packed_set(symbols.reshape(-1, 1, 8, 8), dequantizer=levels)))
         allowed = 1.01 * empirical_bits(symbols) / 8 + (levels - 1) / 2 * math.log2(n) / 8 + 64
         assert size <= allowed, f"{name}: {size} bytes, allowed {allowed:.0f}"
 
@@ -365,7 +375,7 @@ def test_side_information_is_checked_when_made(table, arguments):
 def test_whatever_packs_unpacks(levels, low, step, exponent):
     """Side information outside the limits of the format is refused by `pack` (or when made), not by the receiver."""
     try:
-        data = pack(packed_set(np.zeros((2, 3)), None, UniformLevels(levels, low, step, exponent)))
+        data = quickly_packed(packed_set(np.zeros((2, 3)), None, UniformLevels(levels, low, step, exponent)))
     except BadHeader:
         assert abs(low) >= 1 << 24 or abs(exponent) > 64
         return

@@ -51,7 +51,7 @@ def initial_sets():
     columns = rng.normal(size=(14, 11)) * np.geomspace(0.1, 3, 11) + rng.normal(size=11)
     return {
         "digits": InitialSet(_digits((3, 3, 3, 3)), (3, 3, 3, 3)),
-        "colour": InitialSet(_smooth(rng, 9, 3, 16), (4, 0, 5, 0)),
+        "colour": InitialSet(_smooth(rng, 9, 3, 8), (4, 0, 5, 0)),
         "odd": InitialSet(np.ascontiguousarray(_smooth(rng, 5, 1, 11)[..., :9]), (2, 3)),
         "columns": InitialSet(columns.astype(np.float32), (5, 0, 6, 3)),
     }

@@ -1,4 +1,4 @@
-"""The container: `PackedSet` ↔ bytes. FORMAT.md specifies it on one screen."""
+"""The container: `PackedSet` ↔ bytes. FORMAT.md specifies it."""
 
 from __future__ import annotations
 
@@ -115,6 +115,15 @@ class PackedSet:
 
 def pack(packed: PackedSet) -> bytes:
     """→ the bytes of the file, the shortest of all coders. Raises `BadHeader` for what the format cannot hold."""
+    head = header(packed)
+    payload = packed.dequantizer.payload(packed.symbols, packed.domain)[1]
+    _check_expansion(len(packed) * math.prod(packed.shape), payload)
+    data = MAGIC + bytes([FORMAT_VERSION]) + head + payload
+    return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def header(packed: PackedSet) -> bytes:
+    """→ all fields between the version and the coded symbols. Raises as `pack`."""
     body, domain = Writer(), packed.domain
     wide = not _fits_half(packed.mean, packed.std)
     equal = len(set(packed.counts)) == 1
@@ -148,11 +157,7 @@ def pack(packed: PackedSet) -> bytes:
     body.byte(packed.inverse.family << 4 | packed.dequantizer.family)
     packed.inverse.write(body)
     packed.dequantizer.write(body, domain)
-    payload = packed.dequantizer.payload(packed.symbols, domain)[1]
-    _check_expansion(domain.samples * math.prod(packed.shape), payload)
-    body.raw(payload)
-    data = MAGIC + bytes([FORMAT_VERSION]) + bytes(body.data)
-    return data + zlib.crc32(data).to_bytes(4, "little")
+    return bytes(body.data)
 
 
 def unpack(data: bytes) -> PackedSet:

@@ -10,6 +10,7 @@ from budgetopt.packing.context_mixing import MOST_DECISIONS
 from budgetopt.packing.layout import Layout, Plane
 
 STEPS = 2500  # of all blocks together, about, at one decision a symbol: fixes the time of small sets
+LEAST_STEPS, DECISIONS_A_STEP = 240, 16  # small sets: fewer decisions a step gain nothing and cost time
 MOST_STEPS = 1 << 14  # of one block
 MOST_VALUES = 1 << 18  # of one sample: bounds the memory of the tables of neighbours
 CHANNEL_LAG = 4  # steps from one channel to the next, if channels are grids: its 8 neighbours are known by then
@@ -51,8 +52,11 @@ def widest(plane: Plane) -> int:
 
 def blocks(n: int, layout: Layout, depth: int) -> list[tuple[int, int]]:
     """Blocks of samples that grow with what was coded before: first n/128, then start/g, for the largest g of at
-    most 64 that keeps the number of steps near `STEPS`. No step has more than `MOST_DECISIONS` symbols."""
-    most = max(1, 2 * STEPS // (sum(map(steps_of, layout)) * (1 + depth)))
+    most 64 that keeps the number of steps near `STEPS`, or near what pays in a small set. No step has more than
+    `MOST_DECISIONS` symbols."""
+    decisions = n * depth * sum(plane.size for plane in layout)
+    steps = min(STEPS, max(LEAST_STEPS, decisions // DECISIONS_A_STEP))
+    most = max(1, 2 * steps // (sum(map(steps_of, layout)) * (1 + depth)))
     room = max(1, MOST_DECISIONS // max(map(widest, layout)))
     for growth in range(64, -1, -1):
         edges = [0]

@@ -89,14 +89,14 @@ class Jpeg(TiledPictures):
     block = 8
     options: ClassVar = {
         "quality": Number(75, 1, 100, whole=True),
-        "chroma": OneOf(("4:2:0", "4:4:4")),
+        "chroma": OneOf((420, 444)),
         "tile": TILES,
     }
 
     def compress(self, sheet: np.ndarray) -> bytes:
         chosen: dict[str, Any] = {"quality": self.chosen["quality"]}
         if sheet.ndim == 3:
-            chosen["subsampling"] = self.chosen["chroma"]
+            chosen["subsampling"] = ":".join(str(self.chosen["chroma"]))
         both = [_saved(sheet, "JPEG", optimize=True, progressive=p, **chosen) for p in (False, True)]
         return without_jfif(min(both, key=len))
 

@@ -16,6 +16,7 @@ from budgetopt.search.config import SearchConfig
 from budgetopt.trial import TrialContext, initial_bytes
 
 SPACING = math.sqrt(10.0)  # between the sizes of the design: half a decade
+SLACK = 0.05  # of a size of the design that may stay unused: each packing costs up to a second
 MARGIN = 1.2  # on the largest IPC: other choices (clipping, options) may code shorter still
 GROWTH = 1.1  # how much larger a file may become while its set is optimised
 OPTIMISED_LEVELS = 4  # between the few levels that suit many samples and the many that suit few
@@ -27,6 +28,7 @@ class Design:
 
     def __init__(self, config: SearchConfig, context: TrialContext, selector: Selector) -> None:
         self._config, self._context, self._selector = config, context, selector
+        self._sizes: dict[Allocation, int] = {}
         names = {name: o.steps for name, o in config.objectives.items()}
         self._coreset = next(n for n, steps in names.items() if steps == 0)
         self._optimised = [n for n, steps in names.items() if steps > 0]
@@ -38,8 +40,14 @@ class Design:
         self._first = kinds[0]
         self._largest = self.largest_ipc(self._first, config.budget)
         # another transform or family may code shorter: the size is nearly linear, so one packing tells how many fit
-        scales = [config.budget / initial_bytes(context, replace(a, ipc=self._largest), selector) for a in kinds]
+        scales = [config.budget / self._bytes(replace(a, ipc=self._largest)) for a in kinds]
         self.most_ipc = min(self._most(), math.ceil(MARGIN * self._largest * max(1.0, *scales)))
+
+    def _bytes(self, allocation: Allocation) -> int:
+        """Size of the initial set; every one is packed once."""
+        if allocation not in self._sizes:
+            self._sizes[allocation] = initial_bytes(self._context, allocation, self._selector)
+        return self._sizes[allocation]
 
     def _most(self) -> int:
         """No set has more samples a class."""
@@ -48,14 +56,14 @@ class Design:
         return max(self._config.space.ipc.min, min(self._config.space.ipc.max, max(counts)))
 
     def largest_ipc(self, allocation: Allocation, size: float) -> int:
-        """The most samples a class with which the initial set of `allocation` takes at most `size` bytes; the smallest
-        IPC of the space if none does."""
+        """About the most samples a class with which the initial set of `allocation` takes at most `size` bytes; the
+        smallest IPC of the space if none does."""
 
         def packed(ipc: int) -> int:
-            return initial_bytes(self._context, replace(allocation, ipc=ipc), self._selector)
+            return self._bytes(replace(allocation, ipc=ipc))
 
         least = self._config.space.ipc.min
-        return largest_fitting(packed, size, least, self._most()) or least
+        return largest_fitting(packed, size, least, self._most(), SLACK) or least
 
     def allocations(self) -> list[Allocation]:
         """The design: coresets of all sizes, optimised sets of all sizes, the other selections; large before small."""

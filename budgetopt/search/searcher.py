@@ -87,6 +87,8 @@ class StudySearcher(Searcher):
             )
             trial = self._study.ask()
             allocation = self._space.suggest(trial, list(self._context.objectives), self._most_ipc)
+            if self._context.objectives[allocation.objective].steps == 0:  # nothing is trained: no weight of a loss
+                allocation = replace(allocation, rate_weight=0.0)
             trial.set_user_attr("allocation", allocation.to_dict())
             trial.set_user_attr("key", allocation.key)
             if self._rejected(trial, allocation):
