@@ -34,6 +34,7 @@ from budgetopt.packing.errors import (
     Truncated,
     UnsupportedVersion,
 )
+from budgetopt.packing.inverse_resize import Resize
 
 
 def u(value):
@@ -250,11 +251,23 @@ def test_every_cut_of_every_family_under_a_right_checksum(name):
 def test_every_byte_of_the_header_of_every_family(name):
     """Set to the values that break bounds, one after the other, within bounded memory."""
     body, head = REAL[name][4:-4], len(head_of(REAL[name]))
-    for at in range(min(head, 50)):
+    for at in range(0, head, 1 + head // 50):
         for value in (0, 0xFF):
             changed = bytearray(body)
             changed[at] = value
             rejected(sealed(bytes(changed)))
+
+
+def test_no_file_is_written_that_is_refused():
+    """A transform that makes many values of few: at most 2^20 + 4096 a byte, for the writer as for the reader."""
+    side = Resize(1, 1)
+    for samples, good in ((256, True), (1200, False)):
+        packed = packed_set(np.zeros((samples, 1)), None, 2, (1, 64, 64), inverse=side)
+        if good:
+            assert unpack(pack(packed)).decode().shape == (samples, 1, 64, 64)
+        else:
+            with pytest.raises(TooLarge, match="4,915,200 values"):
+                pack(packed)
 
 
 @pytest.mark.parametrize("side", [1 << 10, 1 << 13, 1 << 20])
@@ -459,8 +472,8 @@ def test_file_that_ends_inside_the_header(cut):
         {"payload": b"\xa5\x00"},
         {"payload": b"\xff", "quantizer": b"\x02" + s(0) + u(1) + s(0)},
         {"payload": b"\xff\xff", "quantizer": b"\x02" + s(0) + u(1) + s(0)},  # symbol 3 of 3 levels
-        {"counts": u(1 << 20)},
-        {"counts": u(1 << 20), "coder": b"\x01"},
+        {"counts": u((1 << 18) + 1000)},  # within the bound on values, above the one on symbols
+        {"counts": u((1 << 18) + 1000), "coder": b"\x01"},
     ],
     ids=lambda changes: ", ".join(f"{k} {v.hex()}" for k, v in changes.items()),
 )
@@ -473,6 +486,8 @@ def test_bad_payload(changes):
     "changes",
     [
         {"counts": u(1 << 31)},
+        {"counts": u(1 << 20)},
+        {"counts": u(1 << 20), "coder": b"\x01"},
         {"counts": u(1 << 30), "shape": u(1 << 20)},
         {"classes": u(1 << 16), "counts": u(1 << 20)},
         {"axes": b"\x03", "shape": u(1 << 20) * 3},

@@ -208,7 +208,7 @@ def test_no_budget_is_no_limit():
 
 @pytest.mark.parametrize("budget", [1, 20, 60])
 def test_what_cannot_fit_is_over_budget(budget):
-    made = noisy((3,) * 10)
+    made = noisy((3,) * 10, (1, 4, 4))
     with pytest.raises(OverBudget, match=f"the budget is {budget}") as raised:
         made.fit_to_budget(budget)
     assert str(len(pack(made.packed(1)))) in str(raised.value)

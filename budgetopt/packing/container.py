@@ -12,7 +12,7 @@ import numpy as np
 
 from budgetopt.errors import InputError, PackedFileError
 from budgetopt.packing import families
-from budgetopt.packing.coders import CODERS, capacity
+from budgetopt.packing.coders import CODERS
 from budgetopt.packing.dequantizer import Dequantizer
 from budgetopt.packing.errors import (
     BadHeader,
@@ -32,7 +32,6 @@ MAGIC = b"BOP"
 FORMAT_VERSION = 2
 MAX_FILE_BYTES = 1 << 30
 MAX_SYMBOLS = 1 << 28
-EXPANSION = 16  # decoded values for each symbol that a file of this length may hold: bounds what a tiny file makes
 # Most decoded values: transforms leave out coefficients, so that these may be many more than the symbols
 FREE_VALUES, VALUES_PER_BYTE = 1 << 20, 4096
 DECODED_AT_ONCE = 1 << 22  # values: bounds the memory that integers take beside the float32 result
@@ -117,9 +116,10 @@ def pack(packed: PackedSet) -> bytes:
     """→ the bytes of the file, the shortest of all coders. Raises `BadHeader` for what the format cannot hold."""
     head = header(packed)
     payload = packed.dequantizer.payload(packed.symbols, packed.domain)[1]
-    _check_expansion(len(packed) * math.prod(packed.shape), payload)
     data = MAGIC + bytes([FORMAT_VERSION]) + head + payload
-    return data + zlib.crc32(data).to_bytes(4, "little")
+    data += zlib.crc32(data).to_bytes(4, "little")
+    _check_values(len(packed) * math.prod(packed.shape), len(data))
+    return data
 
 
 def header(packed: PackedSet) -> bytes:
@@ -233,9 +233,7 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
         total = sum(counts) * math.prod(shape)
         if total == 0:
             raise BadHeader(f"the file holds no sample: {classes} classes, samples of shape {shape}")
-        most = min(MAX_SYMBOLS, FREE_VALUES + VALUES_PER_BYTE * len(data))
-        if total > most:
-            raise TooLarge(f"the file claims {total:,} values, more than the format allows its length ({most:,})")
+        _check_values(total, len(data))
         if channels > fields.left:
             raise Truncated(
                 f"the statistics of {channels:,} channels need more bytes than the {fields.left} that are left"
@@ -265,15 +263,15 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
             dequantizer = Grouped.read(fields, domain, dequantizer)
     inverse.check(dequantizer.most, dequantizer.exponent, shape)
     payload = fields.raw(fields.left)
-    _check_expansion(total, payload)
     coder, symbols = dequantizer.read_payload(payload, domain, version.coders)
     parts = [("magic and version", 4), *fields.sections, (f"symbols ({coder})", len(payload)), ("checksum", 4)]
     return PackedSet(symbols, shape, counts, dequantizer, inverse, mean, std, protocol, soft), parts
 
 
-def _check_expansion(values: int, payload: bytes) -> None:
-    if values > EXPANSION * capacity(len(payload)):
-        raise TooLarge(f"{len(payload)} coded bytes may not stand for {values:,} decoded values")
+def _check_values(values: int, file_bytes: int) -> None:
+    most = min(MAX_SYMBOLS, FREE_VALUES + VALUES_PER_BYTE * file_bytes)
+    if values > most:
+        raise TooLarge(f"the file claims {values:,} values, more than the format allows its length ({most:,})")
 
 
 def _fits_half(mean: np.ndarray, std: np.ndarray) -> bool:
