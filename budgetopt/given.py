@@ -19,7 +19,7 @@ from budgetopt.representation import InitialSet, Representation
 from budgetopt.sets import SampleSet
 from budgetopt.sets.statistics import of_samples
 
-SAMPLED = 1 << 15  # values of the first samples of each class, on which ways of storing are compared
+SAMPLED = 1 << 13  # values of the first samples of each class, on which ways of storing are compared
 
 
 @dataclass(frozen=True, eq=False)

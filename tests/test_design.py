@@ -5,7 +5,6 @@ import pytest
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.errors import InputError
-from budgetopt.methods.selection import Selector
 from budgetopt.search.config import resolve
 from budgetopt.search.design import GROWTH, SLACK, Design, smallest_file
 from budgetopt.search.run import _prepare

@@ -65,7 +65,7 @@ class RunFolder:
             )
         return True
 
-    def create(self, config: SearchConfig, versions: dict[str, Any], init: InitialSet | None) -> None:
+    def create(self, config: SearchConfig, versions: dict[str, Any], init: InitialSet | None = None) -> None:
         try:
             for folder in (self.path, self.trials, self.artifacts):
                 folder.mkdir(parents=True, exist_ok=True)
