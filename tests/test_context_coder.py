@@ -107,7 +107,7 @@ def test_layouts_of_too_many_steps_are_refused() -> None:
     assert CODER.supports((Plane(MOST_STEPS),), 1)
     for layout in ((Plane(1 << 20),), (Plane(1, 1 << 14, 1),), (Plane(1, 4096, 4096),), ()):
         assert not CODER.supports(layout, 1)
-    with pytest.raises(BadPayload, match="cannot hold|does not take"):
+    with pytest.raises(BadPayload, match=r"cannot hold|does not take"):
         CODER.decode(b"\0\1\2", 2, (Plane(1 << 20),), (1,))
 
 
