@@ -16,7 +16,7 @@ from budgetopt.search.config import SearchConfig
 from budgetopt.trial import TrialContext, initial_bytes
 
 SPACING = math.sqrt(10.0)  # between the sizes of the design: half a decade
-SLACK = 0.05  # of a size of the design that may stay unused: each packing costs up to a second
+SLACK = 0.15  # of a size of the design that may stay unused: each packing costs up to a second
 MARGIN = 1.2  # on the largest IPC: other choices (clipping, options) may code shorter still
 GROWTH = 1.1  # how much larger a file may become while its set is optimised
 OPTIMISED_LEVELS = 4  # between the few levels that suit many samples and the many that suit few
