@@ -100,8 +100,6 @@ def evaluate(
     Without `dataset` the file must lie in a run folder. network, seeds: override the protocol. With neither, the seeds
     follow from the file and the figure repeats the one that a run reported.
     """
-    import torch
-
     from budgetopt import data, evaluation
     from budgetopt import protocol as protocols
     from budgetopt.networks import check_shape
@@ -126,7 +124,7 @@ def evaluate(
         dataset, root = run.dataset()
         data_root = data_root or root
     test = data.open_source(dataset, data_root).checked_test(packed.shape, len(packed.counts))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = evaluation.default_device()
     chosen = evaluation.file_seeds(content, seeds or protocol.seeds)
     found = evaluation.evaluate_file(content, test, protocol, chosen, device, evaluation.default_parallel(device))
     if run is not None:

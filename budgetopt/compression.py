@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from budgetopt import evaluation, requantization, seeding, space
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
@@ -158,7 +156,7 @@ class _Judge:
     def __init__(self, given: Given, dataset: Dataset | None, settings: Settings, started: float, say: Say) -> None:
         self._distortion, self._protocol, self._dataset, self._say = Distortion(given), given.protocol, dataset, say
         self._seed, self._deadline = settings.seed, started + (settings.time_limit or math.inf)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = evaluation.default_device()
         self.seen: list[Tried] = []
 
     def see(self, how: str, allocation: Allocation | None, data: bytes) -> None:

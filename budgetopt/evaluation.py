@@ -116,6 +116,11 @@ def evaluate_set(
         return Evaluation(tuple(pool.map(one, seeds)), len(test))
 
 
+def default_device() -> torch.device:
+    """The GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def default_parallel(device: torch.device) -> int:
     """Trainings at once where this process is alone on the machine."""
     return len(os.sched_getaffinity(0)) if device.type == "cpu" and hasattr(os, "sched_getaffinity") else 1

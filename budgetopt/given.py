@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from budgetopt import networks, seeding
 from budgetopt import protocol as protocols
 from budgetopt.allocation import Allocation
 from budgetopt.data.dataset import Dataset, DataSpec
 from budgetopt.errors import InputError
+from budgetopt.evaluation import default_device
 from budgetopt.packing import PackedSet
+from budgetopt.packing.layout import first_of_each
 from budgetopt.packing.soft_labels import SoftLabels
 from budgetopt.protocol import Protocol, to_field
 from budgetopt.representation import InitialSet, Representation
@@ -48,36 +49,24 @@ class Given:
         """Samples of a class on which ways are compared."""
         return max(1, SAMPLED // (self.spec.values * sum(c > 0 for c in self.initial.counts)))
 
-    def first(self, most: int) -> InitialSet:
-        """The first `most` samples of each class."""
-        counts = tuple(min(c, most) for c in self.initial.counts)
-        return InitialSet(self.initial.x[prefix(self.initial.counts, most)], counts)
-
     def representation(self, allocation: Allocation, initial: InitialSet | None = None) -> Representation:
-        """`initial`: other samples than all, as `first` gives them."""
+        """`initial`: other samples than all, as `InitialSet.first` gives them."""
         noise = seeding.generator("quantizer", self.seed, allocation.key)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        protocol = to_field(self.protocol)
+        protocol, device = to_field(self.protocol), default_device()
         return Representation(initial or self.initial, allocation, self.spec, protocol, device, noise)
 
     def labelled(self, packed: PackedSet, bits: int) -> PackedSet:
         """`packed`, which holds the first samples of each class, with their soft labels in `bits` bits."""
         if self.soft is None or bits == 0:
             return packed
-        rows = prefix(self.initial.counts, max(packed.counts))
+        rows = first_of_each(self.initial.counts, max(packed.counts))
         return replace(packed, soft=SoftLabels.nearest(self.soft[rows], bits))
-
-
-def prefix(counts: tuple[int, ...], most: int) -> np.ndarray:
-    """Rows of the first `most` samples of each class."""
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    return np.concatenate([np.arange(s, s + min(c, most)) for s, c in zip(starts, counts, strict=True)])
 
 
 def shortened(packed: PackedSet, most: int) -> PackedSet:
     """The first `most` samples of each class; of families without parameters that belong to samples."""
-    rows = prefix(packed.counts, most)
-    soft = None if packed.soft is None else SoftLabels(packed.soft.symbols[rows], packed.soft.bits)
+    rows = first_of_each(packed.counts, most)
+    soft = None if packed.soft is None else packed.soft[rows]
     return replace(packed, symbols=packed.symbols[rows], counts=tuple(min(c, most) for c in packed.counts), soft=soft)
 
 

@@ -13,7 +13,6 @@ from budgetopt.compression import Compressed, Say, Settings, compress
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import InputError
 from budgetopt.packing import LevelTable, PackedSet, pack
-from budgetopt.packing.soft_labels import SoftLabels
 from budgetopt.sets import SampleSet, packed_file
 from budgetopt.sets.statistics import pooled
 
@@ -93,7 +92,7 @@ def without_twins(joined: SampleSet) -> SampleSet:
         return joined
     left = joined.taken(rows)
     if joined.packed is not None:  # families without parameters that belong to samples
-        soft = None if joined.packed.soft is None else _rows(joined.packed.soft, rows)
+        soft = None if joined.packed.soft is None else joined.packed.soft[rows]
         packed = replace(joined.packed, symbols=joined.packed.symbols[rows], counts=left.counts(), soft=soft)
         left = replace(left, packed=packed)
     return replace(left, notes=(*joined.notes, f"{len(joined) - len(rows):,} near twins left out"))
@@ -123,12 +122,12 @@ def _same_symbols(found: Sequence[PackedSet], order: np.ndarray, joined: SampleS
     """All symbols under the one table and transform that every file has; None where they differ, or where their
     parameters belong to samples."""
     first = found[0]
-    bits = {None if one.soft is None else one.soft.bits for one in found}
+    scales = {None if one.soft is None else (one.soft.bits, one.soft.smoothing) for one in found}
     same = all(one.dequantizer == first.dequantizer and one.inverse == first.inverse for one in found)
     if (
         not same
         or not isinstance(first.dequantizer, LevelTable)
-        or len(bits) > 1
+        or len(scales) > 1
         or joined.mean is None
         or joined.std is None
     ):
@@ -138,10 +137,6 @@ def _same_symbols(found: Sequence[PackedSet], order: np.ndarray, joined: SampleS
         labels = [
             np.pad(one.soft.symbols, ((0, 0), (0, joined.classes - len(one.counts)))) for one in found if one.soft
         ]
-        soft = SoftLabels(np.concatenate(labels)[order], first.soft.bits)
+        soft = replace(first.soft, symbols=np.concatenate(labels)[order])
     symbols = np.concatenate([one.symbols for one in found])[order]
     return replace(first, symbols=symbols, counts=joined.counts(), mean=joined.mean, std=joined.std, soft=soft)
-
-
-def _rows(soft: SoftLabels, rows: np.ndarray) -> SoftLabels:
-    return SoftLabels(soft.symbols[rows], soft.bits)

@@ -84,7 +84,7 @@ def trained_network(given: Given, dataset: Dataset) -> Network:
     spec, train = dataset.spec, dataset.train
     real = evaluation.TrainingSet(train.x, train.y, spec.classes, spec.mean, spec.std)
     seed = seeding.derive("matched network", given.seed)
-    return evaluation.train_network(real, given.protocol, seed, _device()).requires_grad_(False)
+    return evaluation.train_network(real, given.protocol, seed, evaluation.default_device()).requires_grad_(False)
 
 
 def read_network(path: Path, given: Given) -> Network:
@@ -102,14 +102,14 @@ def read_network(path: Path, given: Given) -> Network:
         ) from None
     if not all(torch.isfinite(p).all() for p in network.parameters()):
         raise InputError(f"{path}: the weights are not finite")
-    return network.to(_device()).requires_grad_(False)
+    return network.to(evaluation.default_device()).requires_grad_(False)
 
 
 def _training_data(given: Given, dataset: Dataset | None, network: Network | None) -> TrainingData:
     train = Split(given.initial.x, given.labels) if dataset is None else dataset.train
     if network is None:
-        return TrainingData(train, given.spec, given.protocol, _device())
-    return _Matched(train, given.spec, given.protocol, _device(), network)
+        return TrainingData(train, given.spec, given.protocol, evaluation.default_device())
+    return _Matched(train, given.spec, given.protocol, evaluation.default_device(), network)
 
 
 def _run(method: methods.Method, representation: Representation, steps: int) -> None:
@@ -126,7 +126,3 @@ def _ungrouped(allocation: Allocation) -> Allocation:
         return allocation
     options = dict(allocation.quantizer_options) | {"groups": UNGROUPED}
     return replace(allocation, quantizer_options=canonical(schema, options, allocation.quantizer))
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from budgetopt import (
     data,
     declarative,
+    evaluation,
     initial,
     networks,
     objective,
@@ -99,7 +98,7 @@ def run(
         seed=seed,
         init=None if init is None else initial.read(init, prepared.spec),
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = evaluation.default_device()
     if allocation.label_bits:
         print(f"training the teacher of the soft labels: {teacher.STEPS * recipe.steps} steps", flush=True)
         material = TrainingData(prepared.train, prepared.spec, recipe, device)

@@ -13,8 +13,9 @@ from budgetopt import networks, seeding
 from budgetopt.allocation import Allocation
 from budgetopt.evaluation import Standardize
 from budgetopt.fitting import largest_fitting
-from budgetopt.given import Given, prefix, shortened
+from budgetopt.given import Given, shortened
 from budgetopt.packing import LevelTable, PackedSet, pack
+from budgetopt.packing.layout import first_of_each
 from budgetopt.packing.soft_labels import MOST_CLASSES
 from budgetopt.space import SearchSpace, possible
 
@@ -61,8 +62,8 @@ class Distortion:
         """What `packed` distorts, which holds the first samples of each class, measured on the first of them. The error
         of soft labels is added, where the set has them: Σ‖p − q‖² / Σ‖p − mean p‖² of p and what is stored of it, q."""
         given, most = self._given, min(self._given.sampled, max(packed.counts))
-        rows = prefix(given.initial.counts, most)
-        held = prefix(packed.counts, most)
+        rows = first_of_each(given.initial.counts, most)
+        held = first_of_each(packed.counts, most)
         error = self.between(given.initial.x[rows], packed.decode(held))
         if given.soft is None:
             return error
@@ -102,7 +103,7 @@ def _all(space: SearchSpace, ipc: int) -> Iterator[Allocation]:
 def survey(given: Given, candidates: list[Allocation]) -> list[Way]:
     """The ways worth packing, from coarse to fine: each takes more bytes than the one before and distorts less. All are
     compared on the first samples of each class; the symbols that the set came in distort nothing."""
-    sample, distortion = given.first(given.sampled), Distortion(given)
+    sample, distortion = given.initial.first(given.sampled), Distortion(given)
     ways = []
     for allocation in candidates:
         representation = given.representation(allocation, sample)
@@ -193,7 +194,7 @@ class Fitting:
 
     def _packed(self, way: Way, most: int | None = None) -> PackedSet:
         if way.allocation is not None:
-            initial = None if most is None else self.given.first(most)
+            initial = None if most is None else self.given.initial.first(most)
             stored = self.given.representation(way.allocation, initial).packed()
             return self.given.labelled(stored, way.allocation.label_bits)
         packed = self.given.packed

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from budgetopt import methods, seeding
@@ -71,10 +70,7 @@ def initial_set(context: TrialContext, allocation: Allocation, selector: Selecto
     if context.init is None:
         selector = selector or Selector(context.train, context.spec)
         return selector.select(allocation.selection, allocation.ipc, trial_seed(context.seed, allocation))
-    starts = np.concatenate([[0], np.cumsum(context.init.counts)[:-1]])
-    counts = tuple(min(allocation.ipc, c) for c in context.init.counts)
-    keep = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
-    return InitialSet(context.init.x[keep], counts)
+    return context.init.first(allocation.ipc)
 
 
 def initial_representation(

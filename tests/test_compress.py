@@ -233,7 +233,7 @@ def test_a_file_cut_short_holds_the_first_samples(given):
     packed = given.representation(Allocation(levels=4)).packed()
     short = storing.shortened(packed, 3)
     again = unpack(pack(short))
-    rows = storing.prefix(packed.counts, 3)
+    rows = storing.first_of_each(packed.counts, 3)
     np.testing.assert_array_equal(again.decode(), packed.decode()[rows])
     np.testing.assert_array_equal(again.labels(), packed.labels()[rows])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,3 +158,34 @@ def test_one_file_is_not_enough_and_absent_ones_are_named(merge, written, shards
         merge([path], "20kb")
     with pytest.raises(InputError, match=r"absent\.bopt"):
         merge([path, tmp_path / "absent.bopt"], "20kb")
+
+
+def test_soft_labels_keep_their_smoothing(tmp_path):
+    """Symbols that are kept stand for the same probabilities as before."""
+    rng = np.random.default_rng(0)
+    made = []
+    for name in ("a", "b"):
+        symbols = rng.integers(0, 2, (20, 64)).astype(np.uint8)
+        probabilities = rng.dirichlet(np.full(10, 0.6), 20)
+        probabilities[np.arange(20), np.repeat(np.arange(10), 2)] += 1.0
+        soft = SoftLabels.nearest(probabilities / probabilities.sum(1, keepdims=True), 3)
+        soft = replace(soft, smoothing=7)
+        packed = PackedSet(
+            symbols=symbols,
+            shape=(1, 8, 8),
+            counts=(2,) * 10,
+            dequantizer=UniformLevels(2, 0, 16, 0),
+            inverse=Identity(),
+            mean=np.float32([4.875]),
+            std=np.float32([6.0]),
+            soft=soft,
+        )
+        (tmp_path / f"{name}.bopt").write_bytes(pack(packed))
+        made.append(packed)
+    joined = merging.join([tmp_path / "a.bopt", tmp_path / "b.bopt"])
+    assert joined.packed is not None
+    assert joined.packed.soft.smoothing == 7
+    ranks = np.concatenate([np.tile([0, 1], 10)] * 2)
+    order = np.lexsort((np.repeat([0, 1], 20), ranks, np.concatenate([m.labels() for m in made])))
+    expected = np.concatenate([m.targets() for m in made])[order]
+    assert np.array_equal(joined.packed.targets(), expected)

@@ -38,6 +38,12 @@ def values_of(layout: Layout) -> int:
     return sum(plane.size for plane in layout)
 
 
+def first_of_each(counts: tuple[int, ...], most: int) -> np.ndarray:
+    """Rows, in class order, of the first `most` samples of each class."""
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.concatenate([np.arange(s, s + min(c, most)) for s, c in zip(starts, counts, strict=True)])
+
+
 @dataclass(frozen=True)
 class Domain:
     """The coded domain of one file: `layout` of a sample's K values, and `counts`, the samples of each class."""

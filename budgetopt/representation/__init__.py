@@ -13,6 +13,7 @@ from budgetopt.data.dataset import DataSpec
 from budgetopt.errors import OverBudget, PackedFileError, TrialFailure
 from budgetopt.fitting import largest_fitting
 from budgetopt.packing import PackedSet, SoftLabels, pack
+from budgetopt.packing.layout import first_of_each
 from budgetopt.quantizers import build as build_quantizer
 from budgetopt.representation.rate import CodedSize
 from budgetopt.teacher import Teacher
@@ -26,6 +27,10 @@ class InitialSet:
 
     x: np.ndarray
     counts: tuple[int, ...]
+
+    def first(self, most: int) -> InitialSet:
+        """The first `most` samples of each class."""
+        return InitialSet(self.x[first_of_each(self.counts, most)], tuple(min(c, most) for c in self.counts))
 
 
 class Representation(nn.Module):
@@ -98,9 +103,8 @@ class Representation(nn.Module):
         all samples, where they are known already. Raises `TrialFailure` where a value is NaN or infinite."""
         if not torch.isfinite(self.latent).all() or not all(torch.isfinite(p).all() for p in self.parameters()):
             raise TrialFailure("distillation diverged: the synthetic samples are not finite")
-        counts = self.counts if most is None else tuple(min(c, most) for c in self.counts)
-        starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]])
-        keep = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
+        most = max(self.counts) if most is None else most
+        counts, keep = tuple(min(c, most) for c in self.counts), first_of_each(self.counts, most)
         rows = torch.from_numpy(keep).to(self.labels.device)
         soft = soft or self.soft_labels()
         symbols, side = self.quantizer.encode(self.latent.detach()[rows] * self.unit, self.labels[rows])

@@ -63,9 +63,8 @@ def new_run(
     smallest = smallest_file(config, context, selector)
     config = config.with_time_limit(dataset.spec.values)
     report.plan(config, dataset, out, smallest)
-    out.create(
-        config, versions(), context.init
-    )  # a copy of `init` too: the run must not depend on a file that may change
+    # a copy of `init` too: the run must not depend on a file that may change
+    out.create(config, versions(), context.init)
     with out.locked():
         study = studies.create(out.study)
         study.set_user_attr("smallest_bytes", smallest)
