@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from budgetopt import option_text, terminal
 from budgetopt.errors import BudgetoptError, InputError, Interrupted, PackedFileError
 
 app = typer.Typer(
@@ -66,24 +67,24 @@ def search(
     """Search the best dataset within a byte budget."""
     from budgetopt import api
 
-    console = _console()
+    console = terminal.console()
     result = api.search(
         budget,
         dataset,
         objectives=tuple(objective or ()),
         space=space,
         protocol=protocol,
-        time_limit=seconds(time_limit),
+        time_limit=option_text.seconds(time_limit),
         trials=trials,
         workers=workers,
         seed=seed,
         out=out,
         init=init,
         data_root=data_root,
-        report=_report(console),
+        report=terminal.report(console),
         verbose=verbose,
     )
-    _print_front(console, result)
+    terminal.print_front(console, result)
 
 
 @app.command()
@@ -97,16 +98,16 @@ def resume(
     """Go on with a run after an interruption; no finished trial is lost."""
     from budgetopt import api
 
-    console = _console()
+    console = terminal.console()
     found = api.resume(
         run,
-        time_limit=seconds(time_limit),
+        time_limit=option_text.seconds(time_limit),
         trials=trials,
         workers=workers,
-        report=_report(console),
+        report=terminal.report(console),
         verbose=verbose,
     )
-    _print_front(console, found)
+    terminal.print_front(console, found)
 
 
 @app.command()
@@ -115,9 +116,9 @@ def front(run: Run) -> None:
     from budgetopt import result
     from budgetopt.search.folder import RunFolder
 
-    folder, console = RunFolder.existing(run), _console()
+    folder, console = RunFolder.existing(run), terminal.console()
     if result.is_final(folder.path):
-        return _print_front(console, result.read(folder.path))
+        return terminal.print_front(console, result.read(folder.path))
     from budgetopt.report.tables import trials_table
     from budgetopt.search.progress import Progress
     from budgetopt.search.study import load, records
@@ -145,7 +146,7 @@ def pick(
         target = target / source.name
     if target.exists():
         raise InputError(f"{str(target)!r} exists already: name another file with --out")
-    _write(target, source.read_bytes())
+    terminal.write(target, source.read_bytes())
     print(f"budget {limit}\n{target}: {line}")
 
 
@@ -207,7 +208,7 @@ def export(
 
     content = inspection.export(unpack_file(file)[0], to)
     target = out or Path(f"{file.stem}.{to}")
-    _write(target, content)
+    terminal.write(target, content)
     print(f"{target}: {len(content):,} bytes")
 
 
@@ -258,7 +259,7 @@ def trial(
         full = "full protocol" if last.last else "short training"
         print(f"step {last.step}: {len(last.data):,} bytes, validation {accuracies} ({full}){loss}", flush=True)
     if out is not None and last is not None:
-        _write(out, last.data)
+        terminal.write(out, last.data)
         print(f"{out}: {len(last.data):,} bytes")
 
 
@@ -301,7 +302,7 @@ def compress(
     from budgetopt import api
     from budgetopt.budget import Budget
 
-    limit, console = Budget.parse(budget), _console()
+    limit, console = Budget.parse(budget), terminal.console()
     target = out or Path(f"{source.resolve().stem}-{limit.bytes}B.bopt")
     print(f"budget {limit}", flush=True)
     found = api.compress(
@@ -310,24 +311,24 @@ def compress(
         out=target,
         dataset=dataset,
         space=space,
-        levels=[int(n) for n in numbers(levels, "--levels") or ()],
+        levels=[int(n) for n in option_text.numbers(levels, "--levels") or ()],
         refine=refine,
         refine_steps=refine_steps,
         network=network,
         finetune=finetune,
         steps=steps,
-        mean=numbers(mean, "--mean"),
-        std=numbers(std, "--std"),
+        mean=option_text.numbers(mean, "--mean"),
+        std=option_text.numbers(std, "--std"),
         raw=raw,
         classes=classes,
         protocol=protocol,
         trials=trials,
-        time_limit=seconds(time_limit),
+        time_limit=option_text.seconds(time_limit),
         seed=seed,
         data_root=data_root,
-        say=_say,
+        say=terminal.say,
     )
-    _print_compressed(console, found)
+    terminal.print_compressed(console, found)
 
 
 @app.command()
@@ -350,7 +351,7 @@ def merge(
     from budgetopt import api
     from budgetopt.budget import Budget
 
-    limit, console = Budget.parse(budget), _console()
+    limit, console = Budget.parse(budget), terminal.console()
     print(f"budget {limit}", flush=True)
     found = api.merge(
         files,
@@ -361,12 +362,12 @@ def merge(
         classes=classes,
         protocol=protocol,
         trials=trials,
-        time_limit=seconds(time_limit),
+        time_limit=option_text.seconds(time_limit),
         seed=seed,
         data_root=data_root,
-        say=_say,
+        say=terminal.say,
     )
-    _print_compressed(console, found)
+    terminal.print_compressed(console, found)
 
 
 @app.command()
@@ -383,79 +384,6 @@ def dashboard(
         serving.serve_forever()
     except KeyboardInterrupt:
         serving.server_close()
-
-
-def seconds(text: str | None) -> float | None:
-    """'90', '90s', '5min', '1h' → seconds."""
-    if text is None:
-        return None
-    units = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
-    number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyz")
-    unit = text.strip()[len(number) :]
-    try:
-        value = float(number) * units[unit]
-    except (ValueError, KeyError):
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise InputError(f"cannot read the time {text!r}: write for example 90, 90s, 5min or 1h")
-    return value
-
-
-def numbers(text: str | None, option: str) -> list[float] | None:
-    """'0.5,0.25' → [0.5, 0.25]"""
-    if text is None:
-        return None
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = [math.nan]
-    if not all(map(math.isfinite, found)):
-        raise InputError(f"cannot read {option} {text!r}: write numbers with commas between them")
-    return found
-
-
-def _write(target: Path, content: bytes) -> None:
-    try:
-        target.write_bytes(content)
-    except OSError as error:
-        raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=160, highlight=False)
-
-
-def _report(console: Any) -> Any:
-    from budgetopt.report.display import ConsoleReport
-
-    return ConsoleReport(console)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _print_compressed(console: Any, found: Any) -> None:
-    from budgetopt.report.compressed import closing_line, tried_table
-
-    for note in found.notes:
-        print(f"note: {note}")
-    console.print(tried_table(found))
-    print(closing_line(found))
-
-
-def _print_front(console: Any, result: Any) -> None:
-    from budgetopt.report.plots import text_plot
-    from budgetopt.report.tables import closing_lines, front_table
-
-    console.print(f"\nPareto front of {result.dataset} within {result.budget} (figures on the test split)")
-    console.print(front_table(result))
-    points = [(p.bytes, p.accuracy) for p in result.front]
-    print("\n".join(text_plot(points, points)))
-    for line in closing_lines(result):
-        console.print(line, highlight=False, soft_wrap=True)
 
 
 def main() -> NoReturn:

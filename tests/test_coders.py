@@ -244,6 +244,8 @@ def test_the_shortest_coder_is_chosen():
         assert len(payload) == min(lengths.values())
         assert coder.ident == min(i for i, length in lengths.items() if length == len(payload))
         assert np.array_equal(decode(coder, payload, levels, domain), symbols)
+    tiles = np.tile(rng.integers(0, 4, (50, 4, 4), np.uint8), (1, 4, 4)).reshape(50, 256)
+    assert shortest(tiles, 4, Domain((Plane(1, 16, 16),), (50,)))[0].name == "webp"  # the rule that spares it
     skewed, domain = flat(skewed)
     assert shortest(skewed, 2, domain)[0].name != "raw"
     noise, domain = flat(noise)

@@ -49,7 +49,9 @@ class Quantizer(nn.Module, ABC):
     def check_levels(cls, levels: int) -> None:
         """Raise `InputError` for a number of levels that this family does not offer."""
         if cls.fixed_levels is not None and levels != cls.fixed_levels:
-            raise InputError(f"{cls.__name__.lower()} has {cls.fixed_levels} levels and no other, got {levels}")
+            raise InputError(
+                f"{cls.called or cls.__name__.lower()} has {cls.fixed_levels} levels and no other, got {levels}"
+            )
         if not 2 <= levels <= 256:
             raise InputError(f"levels must be in 2..256, got {levels}")
 
