@@ -51,10 +51,9 @@ def refine(
     if when in ("before", "both"):
         first = given.representation(_ungrouped(allocation)).train()
         _run(Refinement(recipe, data, first, generator), first, steps)
-        with torch.no_grad():
-            changed = final.transform.forward(first.transform.inverse(first.latent * first.unit))
-            final.latent.copy_(changed / final.unit)
-            final.quantizer.fit(changed, final.labels, final.transform.layout)
+        changed = final.transform.forward(first.transform.inverse(first.coded())).detach()
+        final.quantizer.fit(changed, final.labels, final.transform.layout)
+        final.set_coded(changed)
     if when in ("after", "both"):
         _run(method, final, steps)
     return final

@@ -199,6 +199,35 @@ def test_noisy_surrogates_stay_within_half_a_step(surrogate):
     assert hard == 0 if surrogate == "noise" else 3 < hard < 17
 
 
+@pytest.mark.parametrize("clipping", ["minmax", "p5", "symmetric", "learned"])
+@pytest.mark.parametrize("surrogate", ["fsq", "fsq-uniform"])
+def test_free_values_of_fsq_lie_behind_tanh(surrogate, clipping):
+    """QuADD eq. 13, put right: the latent starts at atanh(0.99·t) for t in −1 … 1, and no value can leave the range."""
+    x, quantizer = normal(), fitted(5, clipping, surrogate=surrogate)
+    table = quantizer.side_information().values()
+    low, high = float(table[0]), float(table[-1])
+    middle, half = (low + high) / 2, (high - low) / 2
+    naive = torch.tensor(
+        [[half * math.atanh(0.99 * max(-1.0, min(1.0, (float(v) - middle) / half))) for v in r] for r in x]
+    )
+    free = quantizer.free(x, LABELS)
+    assert torch.allclose(free, naive, atol=2e-2 * half)  # the file rounds its levels, and atanh is steep at the ends
+    assert torch.allclose(quantizer.coded(free, LABELS), x.clamp(low, high), atol=2e-3 * half)
+    far = (100 * torch.randn_like(x)).requires_grad_()
+    moved = quantizer.coded(far, LABELS)
+    assert float((moved.detach() - middle).abs().max()) <= half / 0.99 * 1.001
+    (gradient,) = torch.autograd.grad(moved.sum(), far)
+    wanted = (1 - torch.tanh(far.detach() / half) ** 2) / 0.99
+    assert torch.allclose(gradient, wanted, atol=5e-3)
+
+
+@pytest.mark.parametrize("surrogate", ["ste", "noise", "soft"])
+def test_free_values_of_the_others_are_the_coded_ones(surrogate):
+    x, quantizer = normal(), fitted(5, "p5", surrogate=surrogate)
+    assert quantizer.free(x, LABELS) is x
+    assert quantizer.coded(x, LABELS) is x
+
+
 @pytest.mark.parametrize("companding", ["none", "tanh", "laplace"])
 def test_soft_surrogate_hardens_to_the_file(companding):
     x, quantizer = normal(), fitted(5, "minmax", surrogate="soft", companding=companding)

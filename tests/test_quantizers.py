@@ -33,7 +33,7 @@ def normal(*shape, seed=0):
 
 def coded(representation):
     """The coded values that the quantizer of a representation gets."""
-    return (representation.latent * representation.unit).detach()
+    return representation.coded().detach()
 
 
 def decoded(packed):

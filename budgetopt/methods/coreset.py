@@ -21,7 +21,7 @@ class Refinement(Method):
         generator: torch.Generator,
     ) -> None:
         self._data, self._representation, self._generator = data, representation, generator
-        original = representation.transform.inverse(representation.latent.detach() * representation.unit)
+        original = representation.transform.inverse(representation.coded().detach())
         self._original = data.standardized(original)
         image = torch.optim.Adam([representation.latent], lr=objective.lr_image)
         self._optimizers = Optimizers(image, representation, objective.lr_quantizer)

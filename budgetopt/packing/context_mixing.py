@@ -32,13 +32,11 @@ class Counters:
         """
         pairs = self._seen.take(slots)
         zeros, ones = pairs & 0xFFFF, pairs >> 16
-        while True:
-            over = zeros + ones > LIMIT
-            if not over.any():
-                break
-            zeros, ones = np.where(over, (zeros + 1) >> 1, zeros), np.where(over, (ones + 1) >> 1, ones)
-            self._seen[slots[over]] = (zeros | ones << 16)[over]
-        np.subtract(self._logarithms.take(ones), self._logarithms.take(zeros), out=out)
+        while (over := zeros + ones > LIMIT).any():
+            zeros[over], ones[over] = (zeros[over] + 1) >> 1, (ones[over] + 1) >> 1
+            self._seen[slots[over]] = zeros[over] | ones[over] << 16
+        np.take(self._logarithms, ones, out=out)
+        out -= self._logarithms.take(zeros)
 
     def update(self, slots: np.ndarray, bits: np.ndarray) -> None:
         """slots: (N, m) of the last `stretched`; bits: (m,) 0 or 1, what followed."""
@@ -72,8 +70,9 @@ class Predictor:
         self._counters.stretched(slots, self._inputs[:-1])
         self._chosen = sets + self._first_sets
         self._at = self._rows + self._chosen[:, None]
-        mixed = np.einsum("knm,nm->km", self._weights.take(self._at), self._inputs) >> WEIGHT_BITS
-        self._mixed = np.minimum(np.maximum(mixed, -FAR), FAR)
+        mixed = np.einsum("knm,nm->km", self._weights.take(self._at), self._inputs)
+        mixed >>= WEIGHT_BITS
+        self._mixed = mixed.clip(-FAR, FAR, out=mixed)
         return self._logistic.take(self._mixed.sum(axis=0) // len(sets) + FAR)
 
     def update(self, bits: np.ndarray) -> None:
@@ -87,9 +86,13 @@ class Predictor:
         warm = self._rate * SLOW + self._rate * FAST * COOLING // (COOLING + self._used)
         self._used += together
         pace = (error * (self._roots.take(together) * warm).take(self._chosen)) >> 18
-        change = (self._inputs * pace[:, None]) >> (34 - WEIGHT_BITS)
-        np.add.at(self._weights.reshape(-1), self._at.ravel(), change.ravel())
+        weights = self._weights.reshape(-1)
+        for at, own in zip(self._at, pace, strict=True):  # mixer by mixer: all at once would be most of the memory
+            change = self._inputs * own
+            change >>= 34 - WEIGHT_BITS
+            np.add.at(weights, at.ravel(), change.ravel())
         self._counters.update(self._slots, bits)
+        del self._slots, self._inputs, self._chosen, self._at, self._mixed  # not kept beside those of the next step
 
 
 def probabilities(predicted: np.ndarray) -> np.ndarray:

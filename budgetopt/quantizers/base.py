@@ -69,6 +69,14 @@ class Quantizer(nn.Module, ABC):
     def fit(self, x: torch.Tensor, labels: torch.Tensor, layout: Layout) -> None:
         """Set initial parameters from coded values x (n, K)."""
 
+    def free(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Unbounded values behind the coded values x, as `coded` reads them; x itself for most."""
+        return x
+
+    def coded(self, free: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Coded values of `free` ones, differentiable; same shape."""
+        return free
+
     @abstractmethod
     def surrogate(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The differentiable stand-in used in training; same shape as x."""

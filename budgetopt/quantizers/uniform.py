@@ -19,6 +19,8 @@ from budgetopt.quantizers.base import ScalarQuantizer
 from budgetopt.quantizers.granularity import GRANULARITY
 from budgetopt.quantizers.uniform_levels import IndexUnits
 
+BOUNDED = 0.99  # share of tanh's reach that the range of the start takes: its ends still move
+
 
 class Uniform(ScalarQuantizer):
     """Levels from 2 to 256, from low to high of the initial set.
@@ -29,8 +31,9 @@ class Uniform(ScalarQuantizer):
 
     Surrogate, with dQ/dx = 1 for values outside the range, so that they still move:
     `ste`, the file's value and dQ/dx = 1; `noise`, plus uniform noise of one step; `soft`, the annealed staircase of
-    BCDC eq. 6–7; `fsq`, noise of ± half a step on half of the steps and `ste` on the others (eq. 13; the range is
-    clipped instead of compressed by tanh: that is `companding`); `fsq-uniform`, the same with uniform noise.
+    BCDC eq. 6–7; `fsq`, noise of ± half a step on half of the steps and `ste` on the others (QuADD eq. 13), on values
+    that tanh keeps within the range of the start, so that none is ever outside; `fsq-uniform`, the same with uniform
+    noise. The free values of both start at atanh(0.99·t), t the value on the range's scale from −1 to 1.
 
     Companding compresses, quantizes uniformly and expands: levels lie denser where values do. The nearest *expanded*
     level is taken, which never errs more than rounding in the compressed domain.
@@ -46,6 +49,7 @@ class Uniform(ScalarQuantizer):
     def __init__(self, levels: int, clipping: str, chosen: Options = ()) -> None:
         super().__init__(levels, clipping, chosen)
         self._surrogate = str(self.chosen.get("surrogate", "ste"))
+        self._bounded = self._surrogate.startswith("fsq")
         self._curve = str(self.chosen.get("companding", "none"))
         self.last_sharpness = surrogates.LAST_SHARPNESS
         if clipping == "learned":
@@ -60,6 +64,7 @@ class Uniform(ScalarQuantizer):
             alpha = np.abs(ranges).max(1)
             alpha[alpha == 0] = alpha.max() or 1.0
             ranges = np.stack([-alpha, alpha], 1)
+        self._first_ranges = ranges
         self._shape: CompandedLevels | None = None
         if self._curve != "none":
             low, high = (torch.from_numpy(end).to(x)[self.groups.of(labels)] for end in ranges.T)
@@ -72,6 +77,23 @@ class Uniform(ScalarQuantizer):
             self._narrowest = np.maximum(1e-3 * (ranges[:, 1] - ranges[:, 0]), 1e-6 * np.abs(ranges).max() or 1e-6)
         else:
             self._frozen = self._table(ranges)
+
+    def free(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if not self._bounded:
+            return x
+        middle, half = self._middle_and_half(x, labels)
+        return half * torch.atanh(BOUNDED * ((x - middle) / half).clamp(-1, 1))
+
+    def coded(self, free: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if not self._bounded:
+            return free
+        middle, half = self._middle_and_half(free, labels)
+        return middle + half / BOUNDED * torch.tanh(free / half)
+
+    def _middle_and_half(self, like: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the range of the start, for every value."""
+        low, high = (torch.from_numpy(end.copy()).to(like)[self.groups.of(labels)] for end in self._first_ranges.T)
+        return (low + high) / 2, torch.where(high > low, (high - low) / 2, 1.0)
 
     def side_information(self) -> LevelTable | Grouped:
         return self._table(self._learned_ranges()) if self.clipping == "learned" else self._frozen
@@ -95,9 +117,7 @@ class Uniform(ScalarQuantizer):
         return uniform_levels.uniform_table(low, high, self.levels)
 
     def surrogate(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        hard = self._surrogate == "ste" or (
-            self._surrogate.startswith("fsq") and not surrogates.noisy_step(self.generator)
-        )
+        hard = self._surrogate == "ste" or (self._bounded and not surrogates.noisy_step(self.generator))
         learned = self.clipping == "learned"
         stored = self.quantized(x, labels) if hard or learned else x
         out = stored + (x - x.detach()) if hard else self._relaxed(x, labels)

@@ -34,8 +34,8 @@ class InitialSet:
 
 
 class Representation(nn.Module):
-    """The set being made. `latent` (n, K) are coded values in units of the initial set's standard deviation, so that
-    one learning rate fits every dataset and transform."""
+    """The set being made. `latent` (n, K) are the quantizer's free values, for most families the coded values, in units
+    of the initial set's standard deviation, so that one learning rate fits every dataset and transform."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Representation(nn.Module):
         self.quantizer.budget = budget
         self.quantizer.fit(coded, self.labels, self.transform.layout)
         self.quantizer.to(device)
-        self.latent = nn.Parameter(coded / self.unit)
+        self.latent = nn.Parameter(self.quantizer.free(coded, self.labels) / self.unit)
         self.label_bits, self._teacher = allocation.label_bits, teacher
         self._lost = x - self.transform.inverse(coded) if self.label_bits else None  # by the transform alone
         self.rate_weight = allocation.rate_weight
@@ -76,16 +76,25 @@ class Representation(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """Samples in raw units, differentiable with respect to the latent values and the quantizer's parameters."""
-        return self.transform.inverse(self.quantizer(self.latent * self.unit, self.labels))
+        return self.transform.inverse(self.quantizer(self.coded(), self.labels))
+
+    def coded(self) -> torch.Tensor:
+        """(n, K) values before quantization, differentiable with respect to the latent ones."""
+        return self.quantizer.coded(self.latent * self.unit, self.labels)
+
+    @torch.no_grad()
+    def set_coded(self, x: torch.Tensor) -> None:
+        """Go on from other coded values, (n, K)."""
+        self.latent.copy_(self.quantizer.free(x, self.labels) / self.unit)
 
     def penalty(self) -> torch.Tensor:
         """What the quantizer adds to the loss of any method."""
-        return self.quantizer.penalty(self.latent * self.unit, self.labels)
+        return self.quantizer.penalty(self.coded(), self.labels)
 
     def rate(self) -> torch.Tensor:
         """Estimated size of the coded values in bits, differentiable with respect to the latent values. Raises
         `InputError` for quantizers whose symbols are not levels of single values."""
-        return self._coded_size.bits(self.latent * self.unit, self.labels)
+        return self._coded_size.bits(self.coded(), self.labels)
 
     def soft_labels(self) -> SoftLabels | None:
         """What the teacher says of all samples *before* quantization and of what the transform left out: at few levels
@@ -95,7 +104,7 @@ class Representation(nn.Module):
             return None
         if self._teacher is None:
             return SoftLabels.nearest(np.eye(len(self.counts))[self.labels.cpu().numpy()], self.label_bits)
-        x = self.transform.inverse(self.latent.detach() * self.unit) + self._lost
+        x = self.transform.inverse(self.coded().detach()) + self._lost
         return SoftLabels.nearest(self._teacher.probabilities(x), self.label_bits)
 
     def packed(self, most: int | None = None, soft: SoftLabels | None = None) -> PackedSet:
@@ -107,7 +116,7 @@ class Representation(nn.Module):
         counts, keep = tuple(min(c, most) for c in self.counts), first_of_each(self.counts, most)
         rows = torch.from_numpy(keep).to(self.labels.device)
         soft = soft or self.soft_labels()
-        symbols, side = self.quantizer.encode(self.latent.detach()[rows] * self.unit, self.labels[rows])
+        symbols, side = self.quantizer.encode(self.coded().detach()[rows], self.labels[rows])
         packed = PackedSet(
             symbols=symbols,
             shape=self.spec.shape,

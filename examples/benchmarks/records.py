@@ -217,7 +217,7 @@ def first_samples(x: np.ndarray, counts: Sequence[int], samples: int) -> tuple[n
 def trimmed(representation: Representation, budget: int) -> bytes:
     """As `fit_to_budget`, but sample by sample: with few samples, whole rows of classes would leave bytes unused."""
     whole = representation.packed()
-    x, labels = representation.latent.detach() * representation.unit, representation.labels
+    x, labels = representation.coded().detach(), representation.labels
 
     def first(samples: int) -> bytes:
         rows = first_rows(whole.counts, samples)
