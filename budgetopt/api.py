@@ -100,9 +100,8 @@ def evaluate(
     Without `dataset` the file must lie in a run folder. network, seeds: override the protocol. With neither, the seeds
     follow from the file and the figure repeats the one that a run reported.
     """
-    from budgetopt import data, evaluation
+    from budgetopt import data, evaluation, networks
     from budgetopt import protocol as protocols
-    from budgetopt.networks import check_shape
     from budgetopt.packing import unpack_file
     from budgetopt.search.folder import RunFolder
 
@@ -112,9 +111,9 @@ def evaluate(
     content, packed = unpack_file(file)
     protocol = protocols.from_field(packed.protocol)
     if network is not None:
-        check_network(network)
+        networks.parse(network)
         protocol = protocol.model_copy(update={"network": network})
-    check_shape(protocol.network, packed.shape)
+    networks.check_shape(protocol.network, packed.shape)
     if seeds is not None and not 1 <= seeds <= 1000:
         raise InputError(f"seeds must be in 1..1000, got {seeds}")
     run = RunFolder.enclosing(file)
@@ -232,15 +231,6 @@ def _written(found: Compressed, target: Path | None) -> Compressed:
     except OSError as error:
         raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
     return replace(found, path=target)
-
-
-def check_network(name: str | None) -> None:
-    """Raise `InputError` for an unknown network; None is the protocol's own."""
-    from budgetopt.errors import unknown_name
-    from budgetopt.networks import NETWORKS
-
-    if name is not None and name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
 
 
 def default_out(dataset: str, budget: int) -> Path:

@@ -159,11 +159,9 @@ def evaluate(
     data_root: DataRoot = None,
 ) -> None:
     """Train on the packed file alone and report test accuracy."""
-    from budgetopt import api
+    from budgetopt import api, networks
 
-    names = network.split(",") if network else [None]
-    for name in names:
-        api.check_network(name)
+    names = networks.names_in(network) if network else [None]
     for name in names:
         found = api.evaluate(file, dataset, network=name, seeds=seeds, data_root=data_root)
         interval = "" if math.isnan(found.half_width) else f" ± {found.half_width:.2%} (95 %)"

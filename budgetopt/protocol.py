@@ -77,10 +77,12 @@ def resolve(name: str) -> Protocol:
 
 
 def check_network(protocol: Protocol, where: str = "") -> Protocol:
-    from budgetopt.networks import NETWORKS
+    from budgetopt import networks
 
-    if protocol.network not in NETWORKS:
-        raise InputError(where + str(unknown_name("network", protocol.network, NETWORKS)))
+    try:
+        networks.parse(protocol.network)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
     return protocol
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -16,7 +17,6 @@ from budgetopt.errors import TrialFailure
 from budgetopt.evaluation import Evaluation, evaluate_file
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import Selector
-from budgetopt.methods.target_bank import TargetBank
 from budgetopt.objective import Objective
 from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol, to_field
@@ -37,7 +37,7 @@ class TrialContext:
     objectives: Mapping[str, Objective]
     budget: int | None = None  # bytes; None: no limit
     seed: int = 0
-    banks: Mapping[str, TargetBank] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)  # objective → what its method shares of the real data
     init: InitialSet | None = None  # every method starts from this set
     teacher: Teacher | None = None  # of soft labels
 
@@ -107,8 +107,8 @@ def run(context: TrialContext, allocation: Allocation, device: torch.device) -> 
     representation = initial_representation(context, allocation, device)
     data = TrainingData(context.train, context.spec, context.protocol, device)
     generator = seeding.generator("method", seed)
-    bank = context.banks.get(allocation.objective)
-    method = methods.build(objective, data, representation, generator, bank) if objective.steps else None
+    shared = context.shared.get(allocation.objective)
+    method = methods.build(objective, data, representation, generator, shared) if objective.steps else None
     done, loss = 0, math.nan
     targets = rung_steps(objective.steps)
     for rung, target in enumerate(targets):

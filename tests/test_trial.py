@@ -31,7 +31,7 @@ OBJECTIVES = {
 def context(digits):
     data = TrainingData(digits.train, digits.spec, PROTOCOL, CPU)
     banks = {"banked": target_bank.build(OBJECTIVES["banked"], data, 0)}
-    return trial.TrialContext(digits.train, digits.val, digits.spec, PROTOCOL, OBJECTIVES, banks=banks)
+    return trial.TrialContext(digits.train, digits.val, digits.spec, PROTOCOL, OBJECTIVES, shared=banks)
 
 
 def allocate(objective, **changes):

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
 
+from budgetopt.methods import cache, target_bank
 from budgetopt.methods.base import Method, TrainingData
 from budgetopt.methods.coreset import Refinement
 from budgetopt.methods.distribution_matching import DistributionMatching
-from budgetopt.methods.target_bank import TargetBank
-from budgetopt.objective import CoresetObjective, Objective
+from budgetopt.objective import Objective
 from budgetopt.representation import Representation
 
-__all__ = ["Method", "TrainingData", "build"]
+__all__ = ["METHODS", "Family", "Method", "TrainingData", "build", "shared"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a method is made, and what it shares of the real data.
+
+    make: (objective, data, representation, generator, shared) → Method. shared: (objective, data, seed, cache folder,
+    progress) → arrays in a picklable object that every trial of a run uses, or None where there are none.
+    """
+
+    make: Callable[..., Method]
+    shared: Callable[..., Any] = lambda *_: None
+
+
+METHODS: dict[str, Family] = {
+    "coreset": Family(Refinement),
+    "dm": Family(DistributionMatching, target_bank.cached),
+}
 
 
 def build(
@@ -19,9 +42,15 @@ def build(
     data: TrainingData,
     representation: Representation,
     generator: torch.Generator,
-    bank: TargetBank | None = None,
+    shared: Any = None,
 ) -> Method:
-    """The method of `objective`, ready to step. `bank`: shared targets, for those that use them."""
-    if isinstance(objective, CoresetObjective):
-        return Refinement(objective, data, representation, generator)
-    return DistributionMatching(objective, data, representation, generator, bank)
+    """The method of `objective`, ready to step. `shared`: what `shared` gave for the objective; without it the method
+    makes what it needs itself, in every step."""
+    return METHODS[objective.method].make(objective, data, representation, generator, shared)
+
+
+def shared(
+    objective: Objective, data: TrainingData, seed: int, folder: Path, progress: cache.Progress = cache.silent
+) -> Any:
+    """What the method knows of the real data once for all trials, made now or read from `folder`."""
+    return METHODS[objective.method].shared(objective, data, seed, folder, progress)

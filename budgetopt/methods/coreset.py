@@ -19,6 +19,7 @@ class Refinement(Method):
         data: TrainingData,
         representation: Representation,
         generator: torch.Generator,
+        shared: None = None,
     ) -> None:
         self._data, self._representation, self._generator = data, representation, generator
         original = representation.transform.inverse(representation.coded().detach())

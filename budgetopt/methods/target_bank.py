@@ -7,9 +7,6 @@ samples meet the same network and the same draw (siamese).
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import numpy as np
 import torch
 
 from budgetopt import augmentation
+from budgetopt.methods import cache
 from budgetopt.methods.base import TrainingData
 from budgetopt.networks import Network
 from budgetopt.objective import DistributionMatchingObjective
@@ -85,7 +83,7 @@ def build(
     objective: DistributionMatchingObjective,
     data: TrainingData,
     seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: cache.Progress = cache.silent,
 ) -> TargetBank:
     """Embed the real data under `objective.bank` conditions. `progress(done, total)` is called after each."""
     seeds = np.array([derive("bank", seed, k) for k in range(objective.bank)], np.int64)
@@ -102,43 +100,22 @@ def cached(
     data: TrainingData,
     seed: int,
     folder: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> TargetBank:
-    """`build`, or the same bank from `folder`. The key holds the split's hash and all that shapes a target."""
-    network = (data.protocol.network, data.protocol.width, sorted(data.protocol.augment.items()))
-    parts = (
-        "v1",
-        data.spec.split_hash,
-        objective.bank,
-        objective.real_batch,
-        network,
-        seed,
-        torch.__version__,
-    )
-    path = folder / f"bank-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.npz"
-    found = _read(path, objective.bank, data.spec.classes)
-    if found is None:
-        found = build(objective, data, seed, progress)
-        _write(path, found)
-    return found
+    progress: cache.Progress = cache.silent,
+) -> TargetBank | None:
+    """`build`, or the same bank from `folder`; None where the objective embeds real samples in every step."""
+    if not objective.bank:
+        return None
 
+    def good(found: cache.Arrays) -> bool:
+        shapes = found["seeds"].shape == (objective.bank,) and found["means"].shape[:2] == (objective.bank, classes)
+        return shapes and bool(np.isfinite(found["means"]).all())
 
-def _read(path: Path, size: int, classes: int) -> TargetBank | None:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            seeds, means = archive["seeds"], archive["means"]
-    except Exception:  # whatever zipfile, zlib and numpy raise
-        return None  # absent or damaged: make it again
-    good = seeds.shape == (size,) and means.shape[:2] == (size, classes) and np.isfinite(means).all()
-    return TargetBank(seeds, means) if good else None
+    def make() -> cache.Arrays:
+        bank = build(objective, data, seed, progress)
+        return {"seeds": bank.seeds, "means": bank.means}
 
-
-def _write(path: Path, bank: TargetBank) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with open(partial, "wb") as stream:
-            np.savez(stream, seeds=bank.seeds, means=bank.means)
-        partial.replace(path)
-    except OSError:
-        pass  # a cache that cannot be written costs time, not results
+    classes, network = data.spec.classes, (data.protocol.network, data.protocol.width)
+    augment = sorted(data.protocol.augment.items())
+    key = ("v1", data.spec.split_hash, objective.bank, objective.real_batch, network, augment, seed)
+    found = cache.arrays(folder, "bank", key, good, make)
+    return TargetBank(found["seeds"], found["means"])

@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import math
+import re
+from functools import cache
 
 import torch
 from torch import nn
 
-from budgetopt.errors import InputError, unknown_name
+from budgetopt import options
+from budgetopt.errors import InputError
 from budgetopt.networks.base import Network
-from budgetopt.networks.convnet import ConvNet
+from budgetopt.networks.convnet import ConvNet, ConvNet1d, ConvNet3d
 from budgetopt.networks.mlp import MLP
+from budgetopt.networks.plain import VGG11, AlexNet, LeNet
+from budgetopt.networks.resnet import ResNet18
 
-NETWORKS: dict[str, type[Network]] = {"convnet": ConvNet, "mlp": MLP}
+NETWORKS: dict[str, type[Network]] = {
+    "convnet": ConvNet,
+    "lenet": LeNet,
+    "alexnet": AlexNet,
+    "vgg11": VGG11,
+    "resnet18": ResNet18,
+    "mlp": MLP,
+    "convnet1d": ConvNet1d,
+    "convnet3d": ConvNet3d,
+}
+
+
+@cache
+def parse(text: str) -> tuple[type[Network], options.Options]:
+    """`"convnet:depth=4,norm=batch"` → the class and its options. Raises `InputError`."""
+    name, chosen = options.parse(text, {name: network.options for name, network in NETWORKS.items()}, "network")
+    return NETWORKS[name], chosen
+
+
+def names_in(text: str) -> list[str]:
+    """`"convnet:depth=4,norm=batch,vgg11"` → its networks; checked."""
+    names = [name.strip() for name in re.split(r",(?![^,:]*=)", text)]
+    for name in names:
+        parse(name)
+    return names
 
 
 def build(name: str, shape: tuple[int, ...], classes: int, width: int, generator: torch.Generator) -> Network:
-    """Build network `name` for samples of `shape` (without the batch axis) with random weights.
+    """Build network `name`, with options as in `convnet:norm=batch`, for samples of `shape` (without the batch axis)
+    with random weights.
 
     `generator` must live on the CPU, so that one seed gives the same weights on every device.
     """
-    if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
+    network_class, chosen = parse(name)
     with torch.device("meta"):  # no weights are drawn from torch's global generator
-        network = NETWORKS[name](shape, classes, width)
+        network = network_class(shape, classes, width, chosen)
     network = network.to_empty(device="cpu")
     initialise(network, generator)
     return network
@@ -31,7 +60,7 @@ def build(name: str, shape: tuple[int, ...], classes: int, width: int, generator
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
     """Raise `InputError` where network `name` cannot take samples of `shape`."""
-    if len(shape) not in NETWORKS[name].axes:
+    if len(shape) not in parse(name)[0].axes:
         fitting = ", ".join(n for n, network in NETWORKS.items() if len(shape) in network.axes)
         raise InputError(f"network {name!r} does not take samples of shape {shape}: use a protocol with {fitting}")
 
@@ -40,13 +69,14 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Torch's default initialisation, U(−1/√fan_in, 1/√fan_in), drawn from `generator`."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
             bound = 1.0 / math.sqrt(module.weight[0].numel())
             module.weight.uniform_(-bound, bound, generator=generator)
             if module.bias is not None:
                 module.bias.uniform_(-bound, bound, generator=generator)
         elif isinstance(module, nn.GroupNorm):
-            module.weight.fill_(1.0)
-            module.bias.zero_()
+            module.reset_parameters()
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.reset_parameters()  # and the running statistics
         elif next(module.parameters(recurse=False), None) is not None:
             raise NotImplementedError(f"no initialisation for {type(module).__name__}")

@@ -1,12 +1,17 @@
-"""ConvNet-D of the condensation literature: D × (3×3 conv, instance norm, ReLU, 2×2 average pooling)."""
+"""ConvNet-D of the condensation literature: D × (3×3 conv, norm, ReLU, 2×2 average pooling); also in 1-D and 3-D."""
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import nn
 
-from budgetopt.networks.base import Network
+from budgetopt.networks.base import NORM, Network, Shrinking, norm_layer
+from budgetopt.options import Number, Options, Schema
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+POOLINGS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
 def depth_for(resolution: int) -> int:
@@ -15,23 +20,35 @@ def depth_for(resolution: int) -> int:
 
 
 class ConvNet(Network):
-    """x: (n, c, h, w) → logits (n, classes)."""
+    """x: (n, c, h, w) → logits (n, classes). depth 0: what `depth_for` says."""
 
     axes = (3,)
+    options: ClassVar[Schema] = {"depth": Number(0, 0, 5, whole=True), "norm": NORM}
 
-    def __init__(self, shape: tuple[int, ...], classes: int, width: int) -> None:
-        super().__init__(shape, classes, width)
-        channels, height, width_px = shape
+    def __init__(self, shape: tuple[int, ...], classes: int, width: int, chosen: Options = ()) -> None:
+        super().__init__(shape, classes, width, chosen)
+        channels, *sides = shape
+        maps, axes = Shrinking(sides), len(sides)
         layers: list[nn.Module] = []
-        for _ in range(depth_for(max(height, width_px))):
+        for _ in range(int(self.chosen["depth"]) or depth_for(max(sides))):
             layers += [
-                nn.Conv2d(channels, width, kernel_size=3, padding=1),
-                nn.GroupNorm(width, width),  # one group per channel = instance norm with affine parameters
+                CONVOLUTIONS[axes - 1](channels, width, kernel_size=3, padding=1),
+                norm_layer(str(self.chosen["norm"]), width, maps.sides),
                 nn.ReLU(),
+                *maps.pool(POOLINGS[axes - 1]),
             ]
-            if min(height, width_px) > 1:
-                layers.append(nn.AvgPool2d(2))
-                height, width_px = height // 2, width_px // 2
             channels = width
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(channels * height * width_px, classes)
+        self.classifier = nn.Linear(channels * math.prod(maps.sides), classes)
+
+
+class ConvNet1d(ConvNet):
+    """x: (n, c, t), c channels of a signal → logits (n, classes)."""
+
+    axes = (2,)
+
+
+class ConvNet3d(ConvNet):
+    """x: (n, c, t, h, w), pictures over time or slices of a volume → logits (n, classes)."""
+
+    axes = (4,)

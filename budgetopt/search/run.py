@@ -20,14 +20,12 @@ import optuna
 import platformdirs
 import torch
 
-from budgetopt import data, initial, networks, result
+from budgetopt import data, initial, methods, networks, result
 from budgetopt import teacher as teachers
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import BudgetoptError, InputError, Interrupted
-from budgetopt.methods import target_bank
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import Selector
-from budgetopt.objective import DistributionMatchingObjective
 from budgetopt.report import files
 from budgetopt.search import engine
 from budgetopt.search import study as studies
@@ -191,7 +189,7 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
 
     config, progress = run.config, run.progress
     progress.phase = "preparing targets"
-    context = with_banks(run)
+    context = with_shared(run)
     design = Design(config, context, run.selector)
     if not run.study.get_trials(deepcopy=False):
         design.enqueue(run.study)
@@ -239,12 +237,12 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
             break  # else: Tune itself ended early, say after a worker was killed for memory; go on
 
 
-def with_banks(run: _Run) -> TrialContext:
-    """The context with the target bank of every objective that shares one, and the teacher where the space has soft
-    labels; from the cache, or made now."""
+def with_shared(run: _Run) -> TrialContext:
+    """The context with what every objective shares of the real data, and the teacher where the space has soft labels;
+    from the cache, or made now."""
     config, progress = run.config, run.progress
     material = TrainingData(run.dataset.train, run.dataset.spec, config.protocol, torch.device(config.device))
-    banks = {}
+    found = {}
 
     def told(done: int, total: int) -> None:
         progress.final_done, progress.final_total = done, total
@@ -252,15 +250,14 @@ def with_banks(run: _Run) -> TrialContext:
             raise Interrupted(f"interrupted: go on with 'budgetopt resume {run.out}'")
 
     for name, objective in config.objectives.items():
-        if isinstance(objective, DistributionMatchingObjective) and objective.bank:
-            banks[name] = target_bank.cached(objective, material, config.seed, cache_folder(), told)
+        found[name] = methods.shared(objective, material, config.seed, cache_folder(), told)
     teacher = None
     if max(config.space.label_bits):
         progress.phase = "training the teacher"
         teacher = teachers.cached(material, config.seed, cache_folder(), told)
     if config.gpus:
         torch.cuda.empty_cache()  # the workers need it
-    return replace(run.context, banks=banks, teacher=teacher)
+    return replace(run.context, shared=found, teacher=teacher)
 
 
 def cache_folder() -> Path:
