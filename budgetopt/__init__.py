@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from budgetopt.budget import Budget
     from budgetopt.compression import Compressed
     from budgetopt.errors import BudgetoptError, InputError, PackedFileError
-    from budgetopt.evaluation import Evaluation
     from budgetopt.packing.loading import LoadedSet, load
     from budgetopt.result import FrontPoint, Result
+    from budgetopt.scores import Evaluation
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ _HOMES = {
     "Budget": "budget",
     "BudgetoptError": "errors",
     "Compressed": "compression",
-    "Evaluation": "evaluation",
+    "Evaluation": "scores",
     "FrontPoint": "result",
     "InputError": "errors",
     "LoadedSet": "packing.loading",

@@ -9,9 +9,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from budgetopt.errors import InputError, unknown_name
-from budgetopt.options import Options, show
+from budgetopt.options import OneOf, Options, Schema, parse, show
 
-SELECTIONS = ("random", "herding")
+SELECTIONS: dict[str, Schema] = {
+    "random": {},
+    "herding": {"seen": OneOf(("original", "decoded"))},
+    "k-centre": {},
+    "forgetting": {},
+    "memorable": {},
+    "crops": {},
+}
 _OPTIONS = ("transform_options", "quantizer_options")
 
 
@@ -20,9 +27,10 @@ class Allocation:
     """How a byte budget is spent. Frozen, hashable, and a plain table as JSON.
 
     objective: name of the objective (method with hyperparameters); ipc: samples a class, classes with fewer give
-    all they have; levels: distinct values a stored number can take; selection: which real samples it starts from;
-    the options are those of the family, defaults left out; label_bits: of a probability in soft labels, 0 for hard
-    labels; rate_weight: λ, the weight of the estimated file size in the loss, relative to the method's first loss.
+    all they have; levels: distinct values a stored number can take; selection: which real samples it starts from, a
+    name of `SELECTIONS` with its options as in `herding:seen=decoded`; the other options are those of the family,
+    defaults left out; label_bits: of a probability in soft labels, 0 for hard labels; rate_weight: λ, the weight of
+    the estimated file size in the loss, relative to the method's first loss.
     """
 
     objective: str = "coreset"
@@ -53,8 +61,7 @@ class Allocation:
             raise InputError(f"label_bits must be in 0..8, got {self.label_bits}")
         if not 0 <= self.rate_weight < math.inf:
             raise InputError(f"rate_weight must not be negative, got {self.rate_weight}")
-        if self.selection not in SELECTIONS:
-            raise unknown_name("selection", self.selection, SELECTIONS)
+        object.__setattr__(self, "selection", canonical_selection(self.selection))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values. What later versions added is left out where it is at its default: keys stay."""
@@ -85,3 +92,8 @@ class Allocation:
             + (f", {self.label_bits}-bit labels" if self.label_bits else "")
             + (f", rate weight {self.rate_weight:g}" if self.rate_weight else "")
         )
+
+
+def canonical_selection(text: str) -> str:
+    """The one spelling of equal selections. Raises `InputError` for an unknown name or option."""
+    return show(*parse(text, SELECTIONS, "selection"))

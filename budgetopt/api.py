@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetopt.budget import Budget
-from budgetopt.errors import InputError
+from budgetopt.errors import InputError, TrialFailure
 from budgetopt.result import Result
 
 if TYPE_CHECKING:
+    from budgetopt.comparison import Compared
     from budgetopt.compression import Compressed
     from budgetopt.data import Dataset
-    from budgetopt.evaluation import Evaluation
+    from budgetopt.scores import Evaluation
     from budgetopt.search.run import Report
 
 
@@ -98,37 +99,28 @@ def evaluate(
     """Train on the packed file alone, by the protocol inside it, and test on the test split of `dataset`.
 
     Without `dataset` the file must lie in a run folder. network, seeds: override the protocol. With neither, the seeds
-    follow from the file and the figure repeats the one that a run reported.
+    follow from the file and the figure repeats the one that a run reported. Raises `InputError` for wrong input,
+    `TrialFailure` where a training diverges.
     """
-    from budgetopt import data, evaluation, networks
-    from budgetopt import protocol as protocols
-    from budgetopt.packing import unpack_file
-    from budgetopt.search.folder import RunFolder
-
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"cannot read {str(file)!r}: no such file")
-    content, packed = unpack_file(file)
-    protocol = protocols.from_field(packed.protocol)
-    if network is not None:
-        networks.parse(network)
-        protocol = protocol.model_copy(update={"network": network})
-    networks.check_shape(protocol.network, packed.shape)
-    if seeds is not None and not 1 <= seeds <= 1000:
-        raise InputError(f"seeds must be in 1..1000, got {seeds}")
-    run = RunFolder.enclosing(file)
-    if dataset is None:
-        if run is None:
-            raise InputError(f"{str(file)!r} lies in no run folder: name the dataset with --dataset")
-        dataset, root = run.dataset()
-        data_root = data_root or root
-    test = data.open_source(dataset, data_root).checked_test(packed.shape, len(packed.counts))
-    device = evaluation.default_device()
-    chosen = evaluation.file_seeds(content, seeds or protocol.seeds)
-    found = evaluation.evaluate_file(content, test, protocol, chosen, device, evaluation.default_parallel(device))
-    if run is not None:
-        run.count_test_evaluation(file)
+    found = next(compare(path, dataset, networks=[network], seeds=seeds, data_root=data_root)).evaluation
+    if isinstance(found, TrialFailure):
+        raise found
     return found
+
+
+def compare(
+    path: str | Path,
+    dataset: str | None = None,
+    *,
+    networks: Sequence[str | None],
+    seeds: int | None = None,
+    data_root: str | Path | None = None,
+) -> Iterator[Compared]:
+    """As `evaluate`, for one network after another (None: the one of the protocol); a training that fails is its
+    network's result."""
+    from budgetopt import comparison
+
+    return comparison.compare(path, dataset, networks, seeds, data_root)
 
 
 def compress(

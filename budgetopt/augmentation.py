@@ -6,6 +6,7 @@ alike (siamese), to each class, or to each image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,17 @@ class Draw:
             return None if t is None else t.to(device)
 
         return Draw(move(self.affine), move(self.brightness), move(self.contrast), move(self.cutout))
+
+    @classmethod
+    def joined(cls, draws: Sequence[Draw]) -> Draw:
+        """Draws by the same strengths, one after another."""
+
+        def join(*parts: torch.Tensor | None) -> torch.Tensor | None:
+            found = [part for part in parts if part is not None]
+            return torch.cat(found) if found else None
+
+        fields = [(d.affine, d.brightness, d.contrast, d.cutout) for d in draws]
+        return cls(*(join(*parts) for parts in zip(*fields, strict=True)))
 
 
 def draw(strengths: dict[str, float], count: int, generator: torch.Generator) -> Draw:

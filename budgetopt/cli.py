@@ -156,21 +156,18 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option(help="Whose test split (may be left out inside a run folder).")] = None,
     network: Annotated[str | None, typer.Option(help="Override the protocol's network; several with commas.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Override the number of trainings.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="The recall of every class too.")] = False,
     data_root: DataRoot = None,
 ) -> None:
     """Train on the packed file alone and report test accuracy."""
     from budgetopt import api, networks
 
     names = networks.names_in(network) if network else [None]
-    for name in names:
-        found = api.evaluate(file, dataset, network=name, seeds=seeds, data_root=data_root)
-        interval = "" if math.isnan(found.half_width) else f" ± {found.half_width:.2%} (95 %)"
-        print(
-            f"{name + ': ' if name else ''}test accuracy {found.accuracy:.2%}{interval} over {len(found.accuracies)} "
-            f"trainings, ± {found.binomial_half_width:.2%} from {found.samples:,} test samples; "
-            f"{file.stat().st_size:,} bytes",
-            flush=True,
-        )
+    if len(names) == 1:
+        found = api.evaluate(file, dataset, network=names[0], seeds=seeds, data_root=data_root)
+        return terminal.print_evaluation(terminal.console(), network, found, file.stat().st_size, per_class)
+    rows = api.compare(file, dataset, networks=names, seeds=seeds, data_root=data_root)
+    return terminal.print_compared(terminal.console(), rows, file.stat().st_size, per_class)
 
 
 @app.command()
@@ -221,7 +218,12 @@ def trial(
     quantizer: Annotated[str, typer.Option(help="Family, with options as in uniform:surrogate=noise.")] = "uniform",
     clipping: Annotated[str | None, typer.Option(help="Of the quantizer (default: its first).")] = None,
     transform: Annotated[str, typer.Option(help="Name, with options as in dct:keep=0.25.")] = "identity",
-    selection: Annotated[str, typer.Option(help="random or herding.")] = "random",
+    selection: Annotated[
+        str,
+        typer.Option(
+            help="random, herding, herding:seen=decoded, k-centre, forgetting, memorable, crops (64 pixels or more)."
+        ),
+    ] = "random",
     label_bits: Annotated[int, typer.Option(help="Bits of a probability in soft labels; 0: hard labels.")] = 0,
     rate_weight: Annotated[float, typer.Option(help="Weight of the estimated file size in the loss.")] = 0.0,
     budget: Annotated[str | None, typer.Option(help="Make it fit this many bytes.")] = None,

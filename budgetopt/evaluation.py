@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,46 +16,13 @@ import torch.nn.functional as F
 from budgetopt import augmentation, networks
 from budgetopt.data.dataset import Split
 from budgetopt.errors import TrialFailure
+from budgetopt.networks.side_by_side import SideBySide, at_once
 from budgetopt.packing import PackedSet, unpack
 from budgetopt.protocol import Protocol
+from budgetopt.scores import Evaluation, Score
 from budgetopt.seeding import derive, generator
 
 TEST_CHUNK = 128  # activations stay in the processor's cache
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracies of independent trainings on one file; the figure is their mean."""
-
-    accuracies: tuple[float, ...]
-    samples: int  # tested on
-
-    @property
-    def accuracy(self) -> float:
-        return float(np.mean(self.accuracies))
-
-    @property
-    def half_width(self) -> float:
-        """Half of the 95 % Student-t interval of the mean over trainings; NaN for a single training."""
-        from scipy.stats import t
-
-        n = len(self.accuracies)
-        if n < 2:
-            return math.nan
-        return float(t.ppf(0.975, n - 1) * np.std(self.accuracies, ddof=1) / math.sqrt(n))
-
-    @property
-    def binomial_half_width(self) -> float:
-        """Half of the 95 % normal interval from the finite test set: what another test set would change."""
-        p = self.accuracy
-        return 1.96 * math.sqrt(p * (1.0 - p) / self.samples)
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean over trainings and of the finite test set together; used to choose candidates."""
-        n, p = len(self.accuracies), self.accuracy
-        spread = float(np.var(self.accuracies, ddof=1)) / n if n > 1 else 0.0
-        return math.sqrt(spread + p * (1.0 - p) / self.samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +69,30 @@ def evaluate_set(
     device: torch.device,
     parallel: int = 1,
 ) -> Evaluation:
-    """One training per seed, `parallel` at a time, each on one CPU thread so that results do not depend on it.
-    Raises `TrialFailure` if a training diverges."""
+    """One training per seed, `parallel` of their `groups` at a time, each on one CPU thread so that results do not
+    depend on it. Raises `TrialFailure` if a training diverges."""
 
-    def one(seed: int) -> float:
+    def one(group: Sequence[int]) -> list[Score]:
         if device.type == "cpu":
             torch.set_num_threads(1)
-        return train_and_test(train, test, protocol, seed, device)
+        return train_and_test(train, test, protocol, group, device)
 
-    if parallel == 1 or len(seeds) == 1:
-        return Evaluation(tuple(one(seed) for seed in seeds), len(test))
-    with ThreadPoolExecutor(parallel) as pool:
-        return Evaluation(tuple(pool.map(one, seeds)), len(test))
+    parts = groups(seeds, train.x.shape[1:], protocol, device)
+    if parallel == 1 or len(parts) == 1:
+        found = list(map(one, parts))
+    else:
+        with ThreadPoolExecutor(parallel) as pool:
+            found = list(pool.map(one, parts))
+    return Evaluation(tuple(itertools.chain.from_iterable(found)), len(test))
+
+
+def groups(
+    seeds: Sequence[int], shape: tuple[int, ...], protocol: Protocol, device: torch.device
+) -> list[Sequence[int]]:
+    """The seeds that are trained at once, side by side. Follows from its arguments alone: rounding depends on the
+    company, so that a figure repeats exactly only in the same one."""
+    count = at_once(shape, protocol.width, device)
+    return [seeds[start : start + count] for start in range(0, len(seeds), count)]
 
 
 def default_device() -> torch.device:
@@ -126,10 +105,14 @@ def default_parallel(device: torch.device) -> int:
     return len(os.sched_getaffinity(0)) if device.type == "cpu" and hasattr(os, "sched_getaffinity") else 1
 
 
-def train_and_test(train: TrainingSet, test: Split, protocol: Protocol, seed: int, device: torch.device) -> float:
-    """One training from random weights, `protocol.steps` steps; accuracy at the last step."""
-    net = train_network(train, protocol, seed, device)
-    return accuracy(net, test, Standardize(train.mean, train.std, train.x.shape[1:], device), device)
+def train_and_test(
+    train: TrainingSet, test: Split, protocol: Protocol, seeds: Sequence[int], device: torch.device
+) -> list[Score]:
+    """Trainings from random weights, `protocol.steps` steps, side by side; the score of each at the last step."""
+    standardize = Standardize(train.mean, train.std, train.x.shape[1:], device)
+    return [
+        score(net, test, standardize, device, train.classes) for net in train_networks(train, protocol, seeds, device)
+    ]
 
 
 def train_network(
@@ -138,32 +121,51 @@ def train_network(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[torch.Tensor, torch.Tensor], None] = lambda rows, logits: None,
 ) -> networks.Network:
-    """A network trained from random weights by `protocol`: cross entropy with the labels, or with the set's soft
-    targets where it has any. `progress(done, total)` is called after every step. Raises `TrialFailure` if the training
-    diverges."""
-    g = generator("training", seed)
+    """`train_networks` of a single seed."""
+    return train_networks(train, protocol, [seed], device, progress, watch)[0]
+
+
+def train_networks(
+    train: TrainingSet,
+    protocol: Protocol,
+    seeds: Sequence[int],
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[torch.Tensor, torch.Tensor], None] = lambda rows, logits: None,
+) -> list[networks.Network]:
+    """A network for every seed, in train mode, trained from random weights by `protocol`: cross entropy with the
+    labels, or with the set's soft targets where it has any. All are trained at once; a seed's network is the one it
+    gives alone, but for rounding. `progress(done, total)` is called after every step, `watch(rows, logits)` before it
+    with what the networks say of their batches, one after another: (k·b,) rows of the set and (k·b, classes). Raises
+    `TrialFailure` if a training diverges."""
+    generators = [generator("training", seed) for seed in seeds]
     shape = train.x.shape[1:]
-    net = networks.build(protocol.network, shape, train.classes, protocol.width, g).to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=protocol.lr, weight_decay=protocol.weight_decay)
+    nets = [networks.build(protocol.network, shape, train.classes, protocol.width, g).to(device) for g in generators]
+    together = nets[0] if len(nets) == 1 else SideBySide(nets)
+    rate = protocol.lr
+    optimizer = torch.optim.AdamW(together.parameters(), lr=rate, weight_decay=protocol.weight_decay)
     # torch divides by the length of the rise, 0.2 · steps − 1, which is zero for 5 steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, protocol.lr, total_steps=max(6, protocol.steps), pct_start=0.2
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(6, protocol.steps), pct_start=0.2)
     standardize = Standardize(train.mean, train.std, shape, device)
     x = torch.from_numpy(train.x).to(device)
     y = torch.from_numpy(train.y if train.targets is None else train.targets).to(device)
     batch = min(protocol.batch, len(y))
     augmented = bool(protocol.augment) and len(shape) == 3
-    order = torch.empty(0, dtype=torch.long)
+    orders = torch.empty(len(seeds), 0, dtype=torch.long)
     for step in range(protocol.steps):
-        if len(order) < batch:
-            order = torch.cat([order, torch.randperm(len(y), generator=g)])
-        index, order = order[:batch].to(device), order[batch:]
-        inputs = standardize(x[index])
+        if orders.shape[1] < batch:
+            more = [torch.randperm(len(y), generator=g) for g in generators]
+            orders = torch.cat([orders, torch.stack(more)], 1)
+        rows, orders = orders[:, :batch].flatten().to(device), orders[:, batch:]
+        inputs = standardize(x[rows])
         if augmented:
-            inputs = augmentation.apply(inputs, augmentation.draw(protocol.augment, batch, g).to(device))
-        loss = F.cross_entropy(net(inputs), y[index])
+            draws = [augmentation.draw(protocol.augment, batch, g) for g in generators]
+            inputs = augmentation.apply(inputs, augmentation.Draw.joined(draws).to(device))
+        logits = together(inputs)
+        watch(rows, logits.detach())
+        loss = len(seeds) * F.cross_entropy(logits, y[rows])  # the sum over networks, each of which has its own weights
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -171,21 +173,25 @@ def train_network(
         progress(step + 1, protocol.steps)
         if step % 50 == 0 and not torch.isfinite(loss):
             raise TrialFailure(f"training diverged: the loss is {float(loss.detach())} at step {step}")
-    if not all(torch.isfinite(p).all() for p in net.parameters()):
+    if not all(torch.isfinite(p).all() for p in together.parameters()):
         raise TrialFailure("training diverged: the network's weights are not finite")
-    return net
+    if isinstance(together, SideBySide):
+        together.write_back()
+    return nets
 
 
 @torch.no_grad()
-def accuracy(net: torch.nn.Module, test: Split, standardize: Standardize, device: torch.device) -> float:
-    """Share of `test` that `net` classifies rightly."""
+def score(net: torch.nn.Module, test: Split, standardize: Standardize, device: torch.device, classes: int) -> Score:
+    """How well `net` classifies `test`, in evaluation mode; it is left in the mode that it was in."""
+    training = net.training
     net.eval()
-    right = 0
+    confusion = np.zeros((classes, classes), np.int64)
     for start in range(0, len(test), TEST_CHUNK):
         x = torch.from_numpy(test.x[start : start + TEST_CHUNK]).to(device)
-        predicted = net(standardize(x)).argmax(1).cpu()
-        right += int((predicted == torch.from_numpy(test.y[start : start + TEST_CHUNK])).sum())
-    return right / len(test)
+        predicted = net(standardize(x)).argmax(1).cpu().numpy()
+        np.add.at(confusion, (test.y[start : start + TEST_CHUNK], predicted), 1)
+    net.train(training)
+    return Score.of(confusion)
 
 
 class Standardize:

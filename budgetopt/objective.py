@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, RootModel
+from pydantic import Field, RootModel, ValidationInfo, field_validator, model_validator
 
 from budgetopt import declarative
 
@@ -23,7 +24,7 @@ class CoresetObjective(declarative.Strict):
 
 
 class DistributionMatchingObjective(declarative.Strict):
-    """Distribution matching; `bank` = 0 embeds real samples in every step."""
+    """Distribution matching; `bank` = 0 embeds real samples in every step, in random networks and without a kernel."""
 
     method: Literal["dm"]
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 150
@@ -32,9 +33,144 @@ class DistributionMatchingObjective(declarative.Strict):
     lr_quantizer: Rate = 0.01
     bank: Annotated[int, Field(ge=0, le=100_000)] = 100
     real_batch: Annotated[int, Field(ge=1, le=100_000)] = 256
+    trained: Annotated[int, Field(ge=0, le=100_000)] = 0
+    kernel: Literal["linear", "gaussian"] = "linear"
+
+    @model_validator(mode="after")
+    def _prepared(self) -> DistributionMatchingObjective:
+        if self.bank == 0 and (self.trained or self.kernel != "linear"):
+            raise ValueError("trained networks and the gaussian kernel are prepared in a bank: set bank to 1 or more")
+        return self
 
 
-Objective = CoresetObjective | DistributionMatchingObjective
+class TrajectoryObjective(declarative.Strict):
+    """What the two methods of trajectory matching have in common."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    lr_image: Rate = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    lr_quantizer: Rate = 0.01
+    student_steps: Annotated[int, Field(ge=1, le=10_000)] = 10
+    student_lr: Rate = 0.1
+    lr_step: Rate = 0.02
+    batch: Annotated[int, Field(ge=0, le=1_000_000)] = 50
+    exact: bool = False
+    experts: Annotated[int, Field(ge=1, le=10_000)] = 5
+    expert_epochs: Annotated[int, Field(ge=1, le=10_000)] = 6
+    expert_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    expert_lr: Rate = 0.1
+    expert_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    match_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    max_start: Annotated[int, Field(ge=0, le=10_000, validate_default=True)] = 5
+
+    @field_validator("max_start")
+    @classmethod
+    def _has_targets(cls, latest: int, info: ValidationInfo) -> int:
+        epochs, ahead = info.data.get("expert_epochs", math.inf), info.data.get("match_epochs", 1)
+        if latest + ahead > epochs:
+            raise ValueError(f"must be at most expert_epochs - match_epochs = {epochs - ahead}")
+        return latest
+
+
+class TrajectoryMatchingObjective(TrajectoryObjective):
+    """Trajectory matching; `batch` = 0 takes all samples in every student step, `expert_steps` = 0 the whole train part
+    in every epoch of an expert."""
+
+    method: Literal["mtt"]
+
+
+class DifficultyAlignedObjective(TrajectoryObjective):
+    """Trajectory matching within a window of epochs that opens to `max_start`, with labels that are learned."""
+
+    method: Literal["datm"]
+    lr_label: Rate = 0.1
+    momentum_label: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    min_start: Annotated[int, Field(ge=0, le=10_000)] = 0
+    first_max_start: Annotated[int, Field(ge=0, le=10_000, validate_default=True)] = 2
+    growth: Annotated[float, Field(ge=0, le=1)] = 0.2
+
+    @field_validator("first_max_start")
+    @classmethod
+    def _opens(cls, first: int, info: ValidationInfo) -> int:
+        least, most = info.data.get("min_start", 0), info.data.get("max_start", math.inf)
+        if not least <= first <= most:
+            raise ValueError(f"must be in min_start..max_start, {least}..{most}")
+        return first
+
+
+class Augmentation(declarative.Strict):
+    """Strengths as in a protocol (`augmentation.draw`); what is left out is not applied."""
+
+    shift: Annotated[float, Field(ge=0, le=1)] | None = None
+    scale: Annotated[float, Field(ge=1, le=10)] | None = None
+    rotate: Annotated[float, Field(ge=0, le=180)] | None = None
+    flip: Annotated[float, Field(ge=0, le=1)] | None = None
+    brightness: Annotated[float, Field(ge=0, le=100)] | None = None
+    contrast: Annotated[float, Field(ge=0, le=100)] | None = None
+    cutout: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class GradientMatchingObjective(declarative.Strict):
+    """Gradient matching; `bank` = 0 takes real gradients in every step. A network is matched `outer` times, with
+    `inner` steps on the synthetic set between. `augment` is the protocol's where it is left out; `dc` has none."""
+
+    method: Literal["dc", "dsa"]
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 300
+    lr_image: Rate = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    lr_quantizer: Rate = 0.01
+    bank: Annotated[int, Field(ge=0, le=100_000)] = 100
+    real_batch: Annotated[int, Field(ge=1, le=100_000)] = 256
+    outer: Annotated[int, Field(ge=1, le=10_000)] = 1
+    inner: Annotated[int, Field(ge=0, le=10_000)] = 1
+    lr_network: Rate = 0.01
+    augment: Augmentation | None = None
+
+    @field_validator("outer")
+    @classmethod
+    def _trained_live(cls, outer: int, info: ValidationInfo) -> int:
+        if outer > 1 and info.data.get("bank"):
+            raise ValueError(f"a bank of {info.data['bank']} holds random networks only: set bank to 0, or outer to 1")
+        return outer
+
+    @field_validator("augment")
+    @classmethod
+    def _not_for_dc(cls, augment: Augmentation | None, info: ValidationInfo) -> Augmentation | None:
+        if augment is not None and info.data.get("method") == "dc":
+            raise ValueError("dc matches without augmentation: take dsa, or leave it out")
+        return augment
+
+
+class BilevelObjective(declarative.Strict):
+    """Bilevel distillation; the last `unroll` of `inner_steps` carry a graph, all where there are fewer."""
+
+    method: Literal["bilevel"]
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    lr_image: Rate = 0.003
+    lr_quantizer: Rate = 0.01
+    gradient: Literal["unrolled", "implicit"] = "unrolled"
+    inner_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
+    unroll: Annotated[int, Field(ge=1, le=10_000)] = 20
+    lr_network: Rate = 0.2
+    weight_decay: Annotated[float, Field(ge=0, le=1e38)] = 5e-4
+    batch: Annotated[int, Field(ge=1, le=100_000)] = 50
+    augment: bool = True
+    restart: Annotated[int, Field(ge=1, le=1_000_000)] = 6
+    val_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    val_batch: Annotated[int, Field(ge=1, le=100_000)] = 256
+    solver: Literal["cg", "neumann"] = "cg"
+    terms: Annotated[int, Field(ge=1, le=10_000)] = 20
+    damping: Annotated[float, Field(ge=0, le=1e38)] = 0.01
+
+
+Objective = (
+    CoresetObjective
+    | DistributionMatchingObjective
+    | TrajectoryMatchingObjective
+    | DifficultyAlignedObjective
+    | GradientMatchingObjective
+    | BilevelObjective
+)
 
 
 class _File(RootModel[Annotated[Objective, Field(discriminator="method")]]):

@@ -25,6 +25,7 @@ from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import InputError
 from budgetopt.methods.base import TrainingData
+from budgetopt.methods.selection import LEARNED, check_shape, learned
 
 
 def allocation(
@@ -99,8 +100,12 @@ def run(
         init=None if init is None else initial.read(init, prepared.spec),
     )
     device = evaluation.default_device()
+    material = TrainingData(prepared.train, prepared.spec, recipe, device)
+    if init is None and allocation.selection in LEARNED:
+        check_shape(allocation.selection, prepared.spec.shape)
+        print(f"training a network for the selection: {allocation.selection}", flush=True)
+        context = replace(context, learned=learned([allocation.selection], material, seed, None))
     if allocation.label_bits:
         print(f"training the teacher of the soft labels: {teacher.STEPS * recipe.steps} steps", flush=True)
-        material = TrainingData(prepared.train, prepared.spec, recipe, device)
         context = replace(context, teacher=teacher.train(material, seed))
     return trial.run(context, allocation, device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from budgetopt import declarative
-from budgetopt.allocation import SELECTIONS, Allocation
+from budgetopt.allocation import SELECTIONS, Allocation, canonical_selection
 from budgetopt.errors import InputError
 from budgetopt.options import Options, Schema, Value, canonical, complete
 
@@ -176,7 +176,11 @@ class SearchSpace(declarative.Strict):
     @field_validator("selection")
     @classmethod
     def _known_selections(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(names, SELECTIONS)
+        _known(tuple(name.partition(":")[0] for name in names), tuple(SELECTIONS))
+        try:
+            return tuple(dict.fromkeys(canonical_selection(name) for name in names))
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("transform", mode="before")
     @classmethod
@@ -248,17 +252,24 @@ class SearchSpace(declarative.Strict):
     def kinds(self, objective: str, shape: tuple[int, ...]) -> list[Allocation]:
         """One allocation for every transform and quantizer family that samples of `shape` can take, of the fewest
         samples and levels, with the first of every other choice."""
-        return [a for a in self._fewest(objective, first=True) if possible(a, shape)]
+        return [a for a in self._fewest(objective, shape, first=True) if possible(a, shape)]
 
     def smallest(self, objective: str, shape: tuple[int, ...]) -> list[Allocation]:
-        """As `kinds`, with all other choices: one of them makes the smallest file of the space (random selection apart,
-        which depends on the allocation)."""
-        return [a for a in self._fewest(objective, first=False) if possible(a, shape)]
+        """As `kinds`, with all other choices: one of them makes the smallest file of the space. Selections apart that
+        take long, and the luck of random ones, which depends on the allocation."""
+        return [a for a in self._fewest(objective, shape, first=False) if possible(a, shape)]
 
-    def _fewest(self, objective: str, first: bool) -> Iterator[Allocation]:
-        one = slice(1) if first else slice(None)
+    def selections(self, shape: tuple[int, ...]) -> list[str]:
+        """Those that samples of `shape` can take."""
+        return [name for name in self.selection if _can_select(name, shape)]
+
+    def _fewest(self, objective: str, shape: tuple[int, ...], first: bool) -> Iterator[Allocation]:
+        from budgetopt.methods.selection import takes_long
+
+        one, selections = slice(1) if first else slice(None), self.selections(shape)
+        selections = [name for name in selections if first or not takes_long(name)] or selections
         for transform, c in itertools.product(self.transform, self.quantizer):
-            choices = transform.option_sets()[one], c.option_sets()[one], c.clipping[one], self.selection[one]
+            choices = transform.option_sets()[one], c.option_sets()[one], c.clipping[one], selections[one]
             for transform_options, quantizer_options, clipping, selection in itertools.product(*choices):
                 yield Allocation(
                     objective,
@@ -290,9 +301,11 @@ class SearchSpace(declarative.Strict):
 
 
 def possible(allocation: Allocation, shape: tuple[int, ...]) -> bool:
-    """Whether samples of `shape` can take the transform, and its coded values the quantizer."""
+    """Whether samples of `shape` can take the selection and the transform, and its coded values the quantizer."""
     from budgetopt import quantizers, transforms
 
+    if not _can_select(allocation.selection, shape):
+        return False
     try:
         transform = transforms.build(allocation.transform, allocation.transform_options)
         transform.check_shape(shape)
@@ -301,6 +314,16 @@ def possible(allocation: Allocation, shape: tuple[int, ...]) -> bool:
         family.check_transform(allocation.transform, shape)
         if allocation.rate_weight and not family.has_rate:
             return False
+    except InputError:
+        return False
+    return True
+
+
+def _can_select(selection: str, shape: tuple[int, ...]) -> bool:
+    from budgetopt.methods.selection import check_shape
+
+    try:
+        check_shape(selection, shape)
     except InputError:
         return False
     return True

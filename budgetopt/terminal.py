@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,34 @@ def print_compressed(console: Any, found: Any) -> None:
         print(f"note: {note}")
     console.print(tried_table(found))
     print(closing_line(found))
+
+
+def print_evaluation(console: Any, network: str | None, found: Any, size: int, per_class: bool) -> None:
+    from budgetopt.report.evaluations import line, recall_table
+
+    print(line(network, found, size), flush=True)
+    if per_class:
+        console.print(recall_table({"recall": found}))
+
+
+def print_compared(console: Any, rows: Iterable[Any], size: int, per_class: bool) -> None:
+    """One table, on a terminal a row as soon as a network is trained; after Ctrl-C, those that are."""
+    from rich.live import Live
+
+    from budgetopt.report.evaluations import closing_line, comparison_table, evaluations, recall_table
+
+    seen: list[Any] = []
+    try:
+        with Live(comparison_table(seen), console=console, auto_refresh=False, transient=True) as live:
+            for row in rows:
+                seen.append(row)
+                live.update(comparison_table(seen), refresh=console.is_terminal)
+    finally:
+        console.print(comparison_table(seen))
+    if per_class:
+        console.print(recall_table(evaluations(seen)))
+    if evaluations(seen):
+        console.print(closing_line(evaluations(seen), size), highlight=False, soft_wrap=True)
 
 
 def print_front(console: Any, result: Any) -> None:

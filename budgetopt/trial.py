@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.errors import TrialFailure
 from budgetopt.evaluation import Evaluation, evaluate_file
 from budgetopt.methods.base import TrainingData
-from budgetopt.methods.selection import Selector
+from budgetopt.methods.selection import LEARNED, Selector
 from budgetopt.objective import Objective
 from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol, to_field
@@ -38,6 +38,7 @@ class TrialContext:
     budget: int | None = None  # bytes; None: no limit
     seed: int = 0
     shared: Mapping[str, Any] = field(default_factory=dict)  # objective → what its method shares of the real data
+    learned: Mapping[str, Any] = field(default_factory=dict)  # selection → what it learns of the train part
     init: InitialSet | None = None  # every method starts from this set
     teacher: Teacher | None = None  # of soft labels
 
@@ -68,8 +69,8 @@ def trial_seed(run_seed: int, allocation: Allocation) -> int:
 def initial_set(context: TrialContext, allocation: Allocation, selector: Selector | None = None) -> InitialSet:
     """The real samples (or the first of the `init` set) that the allocation starts from."""
     if context.init is None:
-        selector = selector or Selector(context.train, context.spec)
-        return selector.select(allocation.selection, allocation.ipc, trial_seed(context.seed, allocation))
+        selector = selector or Selector(context.train, context.spec, context.learned)
+        return selector.select(allocation.selection, allocation.ipc, trial_seed(context.seed, allocation), allocation)
     return context.init.first(allocation.ipc)
 
 
@@ -85,7 +86,9 @@ def initial_representation(
 
 def initial_bytes(context: TrialContext, allocation: Allocation, selector: Selector) -> int:
     """Length of the file of the untrained set: exact for coresets, a low guess for optimised sets, and for soft labels
-    while there is no teacher."""
+    while there is no teacher. While a selection that learns has not learned yet, that of random samples."""
+    if allocation.selection in LEARNED and allocation.selection not in context.learned:
+        allocation = replace(allocation, selection="random")
     return len(pack(initial_representation(context, allocation, torch.device("cpu"), selector).packed()))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 RUNS = {
@@ -17,6 +18,7 @@ RUNS = {
         ["--quick", "--refine", "1", "--only", "apot, 7", "ddq", "jpeg:quality=15"],
         ["uniform, 2 levels, minmax", "ddq", "minus uniform", "refined for 1 steps"],
     ),
+    "rungs": (["--quick"], ["Spearman [95 %]", "200 to 400", "8 steps", "0.25"]),
     "claims": (["--quick"], ["Claim 1", "Claim 3", "Claim 4", "control", "GAQ, refined"]),
 }
 
@@ -49,6 +51,15 @@ def test_quick_run_is_resumable(name, benchmark_named, tmp_path, capsys):
     assert not any(line.startswith(working) for line in second.splitlines())
     assert second.splitlines() == [line for line in first.splitlines() if not line.startswith(working)]
     assert (tmp_path / "rows.jsonl").read_text() == rows
+
+
+def test_spearman_of_rows_against_scipy(benchmark_named):
+    rungs = benchmark_named("rungs")
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, (5, 9)), rng.integers(0, 6, (5, 9))
+    expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+    assert rungs.spearman(a, b) == pytest.approx(expected)
+    assert rungs.interval(np.arange(9), np.arange(9)) == "1.00 [1.00, 1.00]"
 
 
 def test_two_level_interval_against_a_loop(benchmark_named):

@@ -1,22 +1,124 @@
-"""The reference of the whole training set: exact, or not given."""
+"""Trainings of the final phase are kept, each at once; the reference of the whole training set: exact, or not given."""
+
+import json
+from dataclasses import replace
 
 import numpy as np
+import optuna
 import pytest
 import torch
 
 from budgetopt.allocation import Allocation
 from budgetopt.data import Dataset
 from budgetopt.data.npz import NpzFile
+from budgetopt.errors import Interrupted
 from budgetopt.packing import pack
+from budgetopt.scores import Evaluation, Score
+from budgetopt.search import engine
 from budgetopt.search.config import resolve
 from budgetopt.search.engine import gpu_share
-from budgetopt.search.finish import lossless_bytes
+from budgetopt.search.finish import Final, _figure, lossless_bytes
+from budgetopt.search.folder import RunFolder
+from budgetopt.search.progress import Progress
 from budgetopt.trial import TrialContext, initial_representation
 
 
 @pytest.fixture
 def config():
     return resolve("30kb")[0]
+
+
+class Trainer:
+    """Stands for the engine: a score that follows from subject and seed, for groups of seeds."""
+
+    def __init__(self, monkeypatch, most=99, failing=()):
+        self.groups, self.most, self.failing = [], most, failing
+        monkeypatch.setattr(engine, "evaluate_many", self)
+
+    def __call__(self, jobs, test, protocol, workers, gpus, done, failed, stop):
+        for position, (subject, seeds) in enumerate(jobs[: self.most]):
+            self.groups.append((subject, list(seeds)))
+            if subject in self.failing:
+                failed(position, "diverged")
+            else:
+                done(position, [self.score(subject, seed) for seed in seeds])
+
+    @staticmethod
+    def score(subject, seed):
+        return Score((seed + len(subject)) / 100, seed / 100, (seed / 100, None, 1.0))
+
+
+class Listener:
+    def __init__(self):
+        self.lines = []
+
+    def message(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def final(config, digits, tmp_path):
+    study = optuna.create_study()
+    return Final(config, RunFolder(tmp_path), study, digits, Progress(60, 1), Listener(), lambda: False)
+
+
+SUBJECTS = {"a": (b"aa", [1, 2, 3, 4, 5]), "b": (b"bbb", [6, 7, 8, 9, 10])}
+EXPECTED = {
+    name: Evaluation(tuple(Trainer.score(subject, seed) for seed in seeds), 210)
+    for name, (subject, seeds) in SUBJECTS.items()
+}
+
+
+def test_scores_of_the_final_phase_are_kept_and_not_measured_again(final, digits, monkeypatch):
+    trainer = Trainer(monkeypatch)
+    assert final.trainings(SUBJECTS, digits.val, "validation") == EXPECTED
+    assert trainer.groups == [(b"aa", [1, 2, 3]), (b"aa", [4, 5]), (b"bbb", [6, 7, 8]), (b"bbb", [9, 10])]
+    assert final.study.user_attrs["final/validation/b/7"] == {
+        "accuracy": 0.1,
+        "macro_f1": 0.07,
+        "recalls": [0.07, None, 1],
+    }
+    assert final.progress.final_done == final.progress.final_total == 10
+    assert final.trainings(SUBJECTS, digits.val, "validation") == EXPECTED
+    assert len(trainer.groups) == 4
+    final.trainings(SUBJECTS, digits.val, "test")  # another part is another matter
+    assert len(trainer.groups) == 8
+
+
+def test_an_interrupted_final_phase_goes_on(final, digits, monkeypatch):
+    Trainer(monkeypatch, most=1)
+    with pytest.raises(Interrupted):
+        replace(final, interrupted=lambda: True).trainings(SUBJECTS, digits.val, "test")
+    trainer = Trainer(monkeypatch)
+    assert final.trainings(SUBJECTS, digits.val, "test") == EXPECTED
+    assert trainer.groups == [(b"aa", [4, 5]), (b"bbb", [6, 7, 8]), (b"bbb", [9, 10])]
+
+
+def test_a_failed_training_costs_its_file(final, digits, monkeypatch):
+    Trainer(monkeypatch, failing=(b"bbb",))
+    assert final.trainings(SUBJECTS, digits.val, "test") == {"a": EXPECTED["a"]}
+    assert final.observer.lines == ["training on b failed: diverged"] * 2
+
+
+def test_runs_that_kept_accuracies_alone_are_resumed(final, digits, monkeypatch):
+    """What is there stays as it is; a group of which a training is missing is trained as a whole."""
+    for seed in (1, 2, 3, 4):
+        final.study.set_user_attr(f"final/test/a/{seed}", 0.5)
+    trainer = Trainer(monkeypatch)
+    found = final.trainings(SUBJECTS, digits.val, "test")
+    assert trainer.groups[0] == (b"aa", [4, 5])
+    assert found["a"].accuracies == (0.5, 0.5, 0.5, 0.5, 0.07)
+    assert found["b"] == EXPECTED["b"]
+    figure = json.loads(json.dumps(_figure(found["a"])))
+    assert (figure["macro_f1"], figure["recalls"]) == (None, [])
+
+
+def test_figures_of_the_front_hold_all_measures():
+    figure = json.loads(json.dumps(_figure(EXPECTED["a"])))
+    assert figure["accuracy"] == pytest.approx(0.05)
+    assert figure["macro_f1"] == pytest.approx(0.03)
+    assert figure["recalls"] == [pytest.approx(0.03), None, 1.0]
+    assert (len(figure["accuracies"]), figure["samples"]) == (5, 210)
 
 
 def test_lossless_reference_is_an_allocation_of_the_space(config, digits):

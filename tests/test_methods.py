@@ -1,5 +1,7 @@
 import copy
+import tempfile
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,13 @@ from budgetopt.methods import cache, target_bank
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import Selector, herding_order
 from budgetopt.methods.target_bank import Condition, TargetBank, class_means, real_means
-from budgetopt.objective import CoresetObjective, DistributionMatchingObjective
+from budgetopt.objective import (
+    CoresetObjective,
+    DifficultyAlignedObjective,
+    DistributionMatchingObjective,
+    GradientMatchingObjective,
+    TrajectoryMatchingObjective,
+)
 from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol
 from budgetopt.representation import Representation
@@ -23,7 +31,21 @@ PROTOCOL = Protocol(network="convnet", width=4, steps=4, augment={"shift": 0.1, 
 CORESET = CoresetObjective(method="coreset", steps=4, lr_image=0.05)
 BANKED = DistributionMatchingObjective(method="dm", steps=4, bank=3, real_batch=16)
 LIVE = DistributionMatchingObjective(method="dm", steps=4, bank=0, real_batch=16)
-VARIANTS = pytest.mark.parametrize("objective", [CORESET, BANKED, LIVE], ids=["coreset", "dm with bank", "dm live"])
+GRADIENTS = GradientMatchingObjective(method="dc", steps=4, bank=3, real_batch=16, lr_image=0.5)
+EXPERTS = {"experts": 2, "expert_epochs": 2, "expert_steps": 3, "max_start": 1}
+TRAJECTORIES = TrajectoryMatchingObjective(method="mtt", steps=4, student_steps=3, **EXPERTS)
+OBJECTIVES = {
+    "coreset": CORESET,
+    "dm with bank": BANKED,
+    "dm live": LIVE,
+    "dc with bank": GRADIENTS,
+    "dsa with bank": GRADIENTS.model_copy(update={"method": "dsa"}),
+    "dsa in networks that are trained": GRADIENTS.model_copy(update={"method": "dsa", "bank": 0, "outer": 2}),
+    "mtt": TRAJECTORIES,
+    "mtt unrolled": TRAJECTORIES.model_copy(update={"exact": True}),
+    "datm": DifficultyAlignedObjective(method="datm", steps=4, student_steps=3, first_max_start=1, **EXPERTS),
+}
+VARIANTS = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 ALLOCATIONS = [
     Allocation(ipc=2, levels=4),
     Allocation(ipc=2, levels=7, quantizer="apot", clipping="half", transform="standardize"),
@@ -42,8 +64,14 @@ def represent(data, allocation=ALLOCATIONS[0]):
 
 def prepared(objective, data, allocation=ALLOCATIONS[0], seed=0):
     representation = represent(data, allocation)
-    shared = target_bank.build(objective, data, 0) if getattr(objective, "bank", 0) else None
+    shared = made(objective, data)
     return representation, methods.build(objective, data, representation, generator("test", seed), shared)
+
+
+def made(objective, data):
+    """What the method shares of the real data."""
+    with tempfile.TemporaryDirectory() as folder:
+        return methods.shared(objective, data, 0, Path(folder))
 
 
 # --- the contract ----------------------------------------------------------------------------------------------------
@@ -134,8 +162,8 @@ def test_loss_falls_on_a_fixed_condition(objective, data):
     """One network, draw and target for all steps: the generator is set back before each."""
     representation = represent(data, Allocation(ipc=2, levels=4))
     g = generator("test")
-    bank = target_bank.build(objective.model_copy(update={"bank": 1}), data, 0) if objective is BANKED else None
-    method = methods.build(objective, data, representation, g, bank)
+    one = objective.model_copy(update={name: 1 for name in ("bank", "outer") if getattr(objective, name, 0)})
+    method = methods.build(one, data, representation, g, made(one, data))
     losses = []
     for _ in range(40):
         g.manual_seed(3)
@@ -164,7 +192,7 @@ def test_methods_step_on_imbalanced_data(digits, name):
     train = Split(digits.train.x[keep], digits.train.y[keep])
     spec = replace(digits.spec, class_counts=tuple(1 + 2 * c for c in range(10)))
     small = TrainingData(train, spec, Protocol(network=name, width=4, steps=4), CPU)
-    for objective in (CORESET, BANKED, LIVE):
+    for objective in OBJECTIVES.values():
         representation, method = prepared(objective, small, Allocation(ipc=5, levels=4))
         assert representation.counts == tuple(min(5, 1 + 2 * c) for c in range(10))
         assert np.isfinite(method.step())
@@ -297,7 +325,7 @@ def test_damaged_bank_is_made_again(data, tmp_path, damage):
     flipped[len(good) // 2] ^= 0xFF
     if damage in ("other shape", "not finite"):
         means = first.means[:, :5] if damage == "other shape" else first.means * np.nan
-        np.savez(path, seeds=first.seeds, means=means)
+        np.savez(path, seeds=first.seeds, means=means, weights=first.weights, bandwidths=first.bandwidths)
     else:
         path.write_bytes(
             {
@@ -359,9 +387,9 @@ def test_cache_folder_that_cannot_be_written(data, tmp_path):
 
 def test_read_only_bank_works(data):
     bank = target_bank.build(BANKED, data, 0)
-    shared = TargetBank(bank.seeds.copy(), bank.means.copy())
-    shared.seeds.setflags(write=False)
-    shared.means.setflags(write=False)
+    shared = TargetBank(*(getattr(bank, name).copy() for name in target_bank.ARRAYS))
+    for name in target_bank.ARRAYS:
+        getattr(shared, name).setflags(write=False)
     outcomes = []
     for targets in (bank, shared):
         representation = represent(data)

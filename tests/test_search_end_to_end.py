@@ -152,6 +152,11 @@ def test_front_is_fixed_on_validation_and_bytes_are_the_files(finished):
         assert len(member["test"]["accuracies"]) >= 5
         assert member["validation"]["samples"] == 210
         assert member["test"]["samples"] == 540
+    figures = [member[part] for member in table["members"] for part in ("validation", "test")]
+    for figure in [*figures, table["references"]["all data"]]:
+        assert figure["macro_f1"] == pytest.approx(figure["accuracy"], abs=0.05)  # digits are balanced
+        assert np.mean(figure["recalls"]) == pytest.approx(figure["accuracy"], abs=0.02)
+        assert len(figure["recalls"]) == 10
     assert found.test_evaluations == len(found.front) + 1
     assert 0 < found.hypervolume <= 1
 

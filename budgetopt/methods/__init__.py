@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
-from budgetopt.methods import cache, target_bank
+from budgetopt.methods import cache, experts, gradient_bank, target_bank
 from budgetopt.methods.base import Method, TrainingData
+from budgetopt.methods.bilevel import Bilevel
 from budgetopt.methods.coreset import Refinement
 from budgetopt.methods.distribution_matching import DistributionMatching
+from budgetopt.methods.gradient_matching import GradientMatching
+from budgetopt.methods.trajectory_matching import DifficultyAligned, TrajectoryMatching
 from budgetopt.objective import Objective
 from budgetopt.representation import Representation
 
@@ -34,6 +37,11 @@ class Family:
 METHODS: dict[str, Family] = {
     "coreset": Family(Refinement),
     "dm": Family(DistributionMatching, target_bank.cached),
+    "dc": Family(GradientMatching, gradient_bank.cached),
+    "dsa": Family(GradientMatching, gradient_bank.cached),
+    "mtt": Family(TrajectoryMatching, experts.cached),
+    "datm": Family(DifficultyAligned, experts.cached),
+    "bilevel": Family(Bilevel),
 }
 
 
@@ -45,7 +53,7 @@ def build(
     shared: Any = None,
 ) -> Method:
     """The method of `objective`, ready to step. `shared`: what `shared` gave for the objective; without it the method
-    makes what it needs itself, in every step."""
+    makes what it needs itself, once or in every step."""
     return METHODS[objective.method].make(objective, data, representation, generator, shared)
 
 

@@ -52,4 +52,4 @@ class DistributionMatching(Method):
             self._order = torch.randperm(len(self._bank), generator=self._generator).tolist()
         k = self._order.pop()
         target = torch.tensor(self._bank.means[k], device=self._data.device)  # a copy: the bank is mapped read-only
-        return Condition.from_seed(int(self._bank.seeds[k]), self._data), target
+        return self._bank.condition(k, self._data), target

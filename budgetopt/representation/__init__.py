@@ -37,6 +37,8 @@ class Representation(nn.Module):
     """The set being made. `latent` (n, K) are the quantizer's free values, for most families the coded values, in units
     of the initial set's standard deviation, so that one learning rate fits every dataset and transform."""
 
+    label_logits: nn.Parameter | None  # (n, C), where labels are learned
+
     def __init__(
         self,
         initial: InitialSet,
@@ -69,6 +71,7 @@ class Representation(nn.Module):
         self.latent = nn.Parameter(self.quantizer.free(coded, self.labels) / self.unit)
         self.label_bits, self._teacher = allocation.label_bits, teacher
         self._lost = x - self.transform.inverse(coded) if self.label_bits else None  # by the transform alone
+        self.register_parameter("label_logits", None)
         self.rate_weight = allocation.rate_weight
         self._coded_size = CodedSize(self.quantizer, self.transform.layout, self.counts)
         if self.rate_weight:  # a family without a rate is told at once, not after hours
@@ -97,15 +100,44 @@ class Representation(nn.Module):
         return self._coded_size.bits(self.coded(), self.labels)
 
     def soft_labels(self) -> SoftLabels | None:
-        """What the teacher says of all samples *before* quantization and of what the transform left out: at few levels
-        it takes decoded ones for other classes (Fashion-MNIST at 2 levels: 73 % right, 93 % before). Without a teacher
-        the class is certain, which makes the shortest file. None where labels are hard."""
+        """The learned labels; else what the teacher says of all samples *before* quantization and of what the transform
+        left out: at few levels it takes decoded ones for other classes (Fashion-MNIST at 2 levels: 73 % right, 93 %
+        before). Without a teacher the class is certain, which makes the shortest file. None where labels are hard."""
         if self._lost is None:
             return None
+        if self.label_logits is not None:
+            learned = torch.softmax(self.label_logits.detach().double(), 1)
+            return SoftLabels.nearest(learned.cpu().numpy(), self.label_bits)
         if self._teacher is None:
             return SoftLabels.nearest(np.eye(len(self.counts))[self.labels.cpu().numpy()], self.label_bits)
-        x = self.transform.inverse(self.coded().detach()) + self._lost
-        return SoftLabels.nearest(self._teacher.probabilities(x), self.label_bits)
+        return SoftLabels.nearest(self._taught(self._teacher, self._lost), self.label_bits)
+
+    def _taught(self, teacher: Teacher, lost: torch.Tensor) -> np.ndarray:
+        """(n, C) float64 probabilities."""
+        return teacher.probabilities(self.transform.inverse(self.coded().detach()) + lost)
+
+    def learn_labels(self, logits: torch.Tensor) -> nn.Parameter:
+        """From now on soft labels are the softmax of a parameter. It starts from what the teacher says, or, without
+        one, from `logits` (n, C). Raises `ValueError` where labels are hard."""
+        if self._lost is None:
+            raise ValueError("labels are hard: label_bits is 0")
+        if self._teacher is not None:
+            taught = np.log(np.maximum(self._taught(self._teacher, self._lost), np.finfo(np.float32).tiny))
+            logits = torch.from_numpy(taught)
+        self.label_logits = nn.Parameter(logits.detach().to(self.latent.device, torch.float32, copy=True))
+        return self.label_logits
+
+    def targets(self) -> torch.Tensor:
+        """What a receiver trains towards: (n,) classes, or (n, C) float32 probabilities as the file holds them. Their
+        gradient to labels that are learned goes straight through the quantization."""
+        soft = self.soft_labels()
+        if soft is None:
+            return self.labels
+        stored = torch.from_numpy(soft.targets()).to(self.labels.device)
+        if self.label_logits is None:
+            return stored
+        learned = torch.softmax(self.label_logits, 1)
+        return stored + (learned - learned.detach())
 
     def packed(self, most: int | None = None, soft: SoftLabels | None = None) -> PackedSet:
         """The set as the file would hold it now, or the first `most` samples of each class. `soft`: the soft labels of

@@ -32,11 +32,7 @@ class Design:
         names = {name: o.steps for name, o in config.objectives.items()}
         self._coreset = next(n for n, steps in names.items() if steps == 0)
         self._optimised = [n for n, steps in names.items() if steps > 0]
-        kinds = config.space.kinds(self._coreset, context.spec.shape)
-        if not kinds:
-            raise InputError(
-                f"no transform and quantizer of the search space takes samples of shape {context.spec.shape}"
-            )
+        kinds = _kinds(config, context, self._coreset)
         self._first = kinds[0]
         self._largest = self.largest_ipc(self._first, config.budget)
         # another transform or family may code shorter: the size is nearly linear, so one packing tells how many fit
@@ -66,7 +62,8 @@ class Design:
         return largest_fitting(packed, size, least, self._most(), SLACK) or least
 
     def allocations(self) -> list[Allocation]:
-        """The design: coresets of all sizes, optimised sets of all sizes, the other selections; large before small."""
+        """The design: coresets of all sizes, optimised sets of all sizes, the other selections in turn; large before
+        small."""
         space = self._config.space
         coreset = self._first
         family = next(c for c in space.quantizer if c.family == coreset.quantizer)
@@ -75,12 +72,16 @@ class Design:
         while ipcs[-1] > space.ipc.min:
             sizes.append(sizes[-1] / SPACING)
             ipcs.append(self.largest_ipc(coreset, sizes[-1]))
-        first, *others = space.selection[::-1]  # herding first, in the shipped space: it needs no luck
+        # herding first, in the shipped space: it needs no luck
+        first, *others = space.selections(self._context.spec.shape)[::-1]
         found = [replace(coreset, ipc=ipc, selection=first) for ipc in ipcs]
         for name in self._optimised:
             start = replace(coreset, objective=name, selection=first, levels=levels)
             found += [replace(start, ipc=self.largest_ipc(start, size / GROWTH)) for size in sizes]
-        found += [replace(coreset, ipc=ipc, selection=other) for other in others for ipc in ipcs]
+        turns = max(len(ipcs), len(others)) if others else 0  # the others take turns: the design stays small
+        found += [
+            replace(coreset, ipc=ipcs[turn % len(ipcs)], selection=others[turn % len(others)]) for turn in range(turns)
+        ]
         return list(dict.fromkeys(found))
 
     def enqueue(self, study: optuna.Study) -> None:
@@ -88,10 +89,19 @@ class Design:
             study.enqueue_trial(self._config.space.parameters(allocation, self.most_ipc))
 
 
+def _kinds(config: SearchConfig, context: TrialContext, name: str) -> list[Allocation]:
+    kinds = config.space.kinds(name, context.spec.shape)
+    if not kinds:
+        raise InputError(
+            f"no selection, transform and quantizer of the search space takes samples of shape {context.spec.shape}"
+        )
+    return kinds
+
+
 def smallest_file(config: SearchConfig, context: TrialContext, selector: Selector) -> int:
     """Bytes of the smallest file of the search space; raises `InputError` where the budget is below it."""
     name, shape = next(iter(config.objectives)), context.spec.shape
-    smallest = min(initial_bytes(context, a, selector) for a in config.space.kinds(name, shape))
+    smallest = min(initial_bytes(context, a, selector) for a in _kinds(config, context, name))
     if smallest > config.budget:  # before saying no, every choice is looked at
         smallest = min(initial_bytes(context, a, selector) for a in config.space.smallest(name, shape))
     if smallest > config.budget:

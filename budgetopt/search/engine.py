@@ -201,50 +201,50 @@ def _device(share: float) -> Any:
 
 
 def evaluate_many(
-    jobs: Sequence[tuple[Any, int]],
+    jobs: Sequence[tuple[Any, Sequence[int]]],
     test: Any,
     protocol: Any,
     workers: int,
     gpus: int,
-    done: Callable[[int, float], None],
+    done: Callable[[int, list[Any]], None],
     failed: Callable[[int, str], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Train and test every (training set or file, seed); `done(position, accuracy)` or `failed(position, message)` in
-    order of completion. Returns early where `stop()` turns true."""
+    """Train and test every (training set or file, seeds that are trained at once); `done(position, scores)` or
+    `failed(position, message)` in order of completion. Returns early where `stop()` turns true."""
     import ray
 
     share = gpu_share(workers, gpus)
 
     @ray.remote(num_cpus=1, num_gpus=share, max_retries=2)
-    def train(subject: Any, seed: int, test: Any, protocol: Any, share: float) -> float:
+    def train(subject: Any, seeds: Sequence[int], test: Any, protocol: Any, share: float) -> list[Any]:
         from budgetopt.evaluation import TrainingSet, train_and_test
         from budgetopt.packing import unpack
 
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         subject = TrainingSet.of(unpack(subject)) if isinstance(subject, bytes) else subject
-        return train_and_test(subject, test, protocol, seed, _device(share))
+        return train_and_test(subject, test, protocol, seeds, _device(share))
 
     shared_test = ray.put(test)
-    references: dict[int, Any] = {}  # one object for each subject, however many seeds
+    references: dict[int, Any] = {}  # one object for each subject, however many jobs
     for subject, _ in jobs:
         if id(subject) not in references:
             references[id(subject)] = ray.put(subject)
     pending = {
-        train.remote(references[id(subject)], seed, shared_test, protocol, share): i
-        for i, (subject, seed) in enumerate(jobs)
+        train.remote(references[id(subject)], seeds, shared_test, protocol, share): i
+        for i, (subject, seeds) in enumerate(jobs)
     }
     while pending:
         ready, _ = ray.wait(list(pending), timeout=0.5)
         for reference in ready:
             position = pending.pop(reference)
             try:
-                accuracy = ray.get(reference)
+                scores = ray.get(reference)
             except ray.exceptions.RayError as error:
                 cause = str(getattr(error, "cause", None) or error).strip()
                 failed(position, cause.splitlines()[-1][:500])
             else:
-                done(position, accuracy)
+                done(position, scores)
         if stop():
             for reference in pending:
                 ray.cancel(reference, force=True)

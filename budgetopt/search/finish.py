@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optuna
+import torch
 
 from budgetopt import seeding
 from budgetopt.data.dataset import Dataset, Split
 from budgetopt.errors import BudgetoptError, Interrupted
-from budgetopt.evaluation import Evaluation, TrainingSet, file_seeds
+from budgetopt.evaluation import TrainingSet, file_seeds, groups
 from budgetopt.front import best, hypervolume, near_front, non_dominated
 from budgetopt.packing import Identity, PackedSet, UniformLevels, pack, unpack
 from budgetopt.packing.container import MAX_SYMBOLS
 from budgetopt.packing.fields import MANTISSA_LIMIT
 from budgetopt.protocol import name_of, to_field
+from budgetopt.scores import Evaluation, Score
 from budgetopt.search import engine
 from budgetopt.search.config import SearchConfig
 from budgetopt.search.folder import RunFolder, write_atomically
@@ -43,31 +45,40 @@ class Final:
     interrupted: Callable[[], bool]
 
     def trainings(self, subjects: dict[str, tuple[Any, list[int]]], test: Split, part: str) -> dict[str, Evaluation]:
-        """Accuracies of {name: (file or training set, seeds)} on `test`, without those of which a training failed.
-        Every finished training is in the study at once (`final/PART/NAME/SEED`): none is repeated after an
-        interruption."""
+        """Scores of {name: (file or training set, seeds)} on `test`, without those of which a training failed. Every
+        finished training is in the study at once (`final/PART/NAME/SEED`) and is never replaced. After an interruption
+        a group of seeds is trained again as a whole, so that its missing scores are those that `eval` finds."""
+        config, shape = self.config, self.dataset.spec.shape
         known = self.study.user_attrs
         keys = {(name, seed): f"final/{part}/{name}/{seed}" for name, (_, seeds) in subjects.items() for seed in seeds}
-        missing = [(name, seed) for (name, seed), key in keys.items() if key not in known]
-        self.progress.final_done, self.progress.final_total = len(keys) - len(missing), len(keys)
+        self.progress.final_done = sum(key in known for key in keys.values())
+        self.progress.final_total = len(keys)
+        missing = [
+            (name, group)
+            for name, (_, seeds) in subjects.items()
+            for group in groups(seeds, shape, config.protocol, torch.device(config.device))
+            if any(keys[name, seed] not in known for seed in group)
+        ]
 
-        def done(position: int, accuracy: float) -> None:
-            self.study.set_user_attr(keys[missing[position]], accuracy)
-            self.progress.final_done += 1
+        def done(position: int, scores: Sequence[Score]) -> None:
+            name, group = missing[position]
+            for seed, score in zip(group, scores, strict=True):
+                if keys[name, seed] not in known:
+                    self.study.set_user_attr(keys[name, seed], score.to_dict())
+                    self.progress.final_done += 1
 
         def failed(position: int, message: str) -> None:
             lost.add(missing[position][0])
             self.observer.message(f"training on {missing[position][0]} failed: {message}")
 
         lost: set[str] = set()
-        jobs = [(subjects[name][0], seed) for name, seed in missing]
-        config = self.config
+        jobs = [(subjects[name][0], group) for name, group in missing]
         engine.evaluate_many(jobs, test, config.protocol, config.workers, config.gpus, done, failed, self.interrupted)
         if self.interrupted():
             raise Interrupted(f"interrupted: go on with 'budgetopt resume {self.folder}'")
-        known = self.study.user_attrs
+        found = self.study.user_attrs
         return {
-            name: Evaluation(tuple(known[keys[name, seed]] for seed in seeds), len(test))
+            name: Evaluation(tuple(Score.read(found[keys[name, seed]]) for seed in seeds), len(test))
             for name, (_, seeds) in subjects.items()
             if name not in lost
         }
@@ -238,6 +249,8 @@ def _figure(evaluation: Evaluation) -> dict[str, Any]:
         "accuracy": evaluation.accuracy,
         "half_width": None if math.isnan(half) else half,
         "accuracies": list(evaluation.accuracies),
+        "macro_f1": evaluation.macro_f1,
+        "recalls": list(evaluation.recalls),
         "samples": evaluation.samples,
     }
 

@@ -25,7 +25,7 @@ from budgetopt import teacher as teachers
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import BudgetoptError, InputError, Interrupted
 from budgetopt.methods.base import TrainingData
-from budgetopt.methods.selection import Selector
+from budgetopt.methods.selection import LEARNED, Selector, learned
 from budgetopt.report import files
 from budgetopt.search import engine
 from budgetopt.search import study as studies
@@ -68,7 +68,7 @@ def new_run(
         study.set_user_attr("smallest_bytes", smallest)
         study.set_user_attr("config", config.model_dump(mode="json"))
         spent += time.monotonic() - started
-        return _drive(config, dataset, context, selector, study, out, report, verbose, spent)
+        return _drive(config, dataset, context, study, out, report, verbose, spent)
 
 
 def resume_run(
@@ -111,7 +111,7 @@ def resume_run(
         config = config.with_time_limit(dataset.spec.values)
         report.plan(config, dataset, out, study.user_attrs["smallest_bytes"])
         earlier = 0.0 if time_limit else float(study.user_attrs.get("seconds", 0.0))
-        return _drive(config, dataset, context, selector, study, out, report, verbose, earlier)
+        return _drive(config, dataset, context, study, out, report, verbose, earlier)
 
 
 def _prepare(config: SearchConfig, source: data.Source) -> tuple[Dataset, TrialContext, Selector]:
@@ -139,7 +139,6 @@ class _Run:
     config: SearchConfig
     dataset: Dataset
     context: TrialContext
-    selector: Selector
     study: optuna.Study
     out: RunFolder
     progress: Progress
@@ -151,7 +150,6 @@ def _drive(
     config: SearchConfig,
     dataset: Dataset,
     context: TrialContext,
-    selector: Selector,
     study: optuna.Study,
     out: RunFolder,
     report: Report,
@@ -166,7 +164,7 @@ def _drive(
     observer = report.watch(progress)
     try:
         with _interruptible() as interrupted, engine.ray_session(config.workers, config.gpus, verbose) as scratch:
-            run = _Run(config, dataset, context, selector, study, out, progress, observer, interrupted)
+            run = _Run(config, dataset, context, study, out, progress, observer, interrupted)
             if not out.front_json.exists():
                 _search(run, scratch, verbose)
             if interrupted():
@@ -190,13 +188,14 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
     config, progress = run.config, run.progress
     progress.phase = "preparing targets"
     context = with_shared(run)
-    design = Design(config, context, run.selector)
+    selector = Selector(context.train, context.spec, context.learned)
+    design = Design(config, context, selector)
     if not run.study.get_trials(deepcopy=False):
         design.enqueue(run.study)
     torch.set_num_threads(1)  # the workers have the cores; asking the sampler is faster on one thread too
     progress.phase = "searching"
     searcher = StudySearcher(
-        run.study, config.space, context, run.selector, design.most_ipc, config.trials, progress, run.observer
+        run.study, config.space, context, selector, design.most_ipc, config.trials, progress, run.observer
     )
 
     def stop() -> bool:
@@ -238,8 +237,8 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
 
 
 def with_shared(run: _Run) -> TrialContext:
-    """The context with what every objective shares of the real data, and the teacher where the space has soft labels;
-    from the cache, or made now."""
+    """The context with what every objective shares of the real data, what selections of the space learn of it, and the
+    teacher where the space has soft labels; from the cache, or made now."""
     config, progress = run.config, run.progress
     material = TrainingData(run.dataset.train, run.dataset.spec, config.protocol, torch.device(config.device))
     found = {}
@@ -251,13 +250,19 @@ def with_shared(run: _Run) -> TrialContext:
 
     for name, objective in config.objectives.items():
         found[name] = methods.shared(objective, material, config.seed, cache_folder(), told)
+    known: dict[str, Any] = {}
+    if run.context.init is None:
+        offered = config.space.selections(run.dataset.spec.shape)
+        for name in [name for name in LEARNED if name in offered]:
+            progress.phase = f"scoring samples for {name}"
+            known |= learned([name], material, config.seed, cache_folder(), told)
     teacher = None
     if max(config.space.label_bits):
         progress.phase = "training the teacher"
         teacher = teachers.cached(material, config.seed, cache_folder(), told)
     if config.gpus:
         torch.cuda.empty_cache()  # the workers need it
-    return replace(run.context, shared=found, teacher=teacher)
+    return replace(run.context, shared=found, learned=known, teacher=teacher)
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,68 @@
+"""One packed file, trained on by several networks: what it is worth to those that it was not made for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from budgetopt import data, evaluation, networks
+from budgetopt import protocol as protocols
+from budgetopt.errors import InputError, TrialFailure
+from budgetopt.packing import unpack_file
+from budgetopt.scores import Evaluation
+from budgetopt.search.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One network: its evaluation, or why there is none."""
+
+    network: str
+    evaluation: Evaluation | TrialFailure
+    seconds: float  # of all its trainings and tests
+
+
+def compare(
+    path: str | Path,
+    dataset: str | None,
+    names: Sequence[str | None],
+    seeds: int | None,
+    data_root: str | Path | None,
+) -> Iterator[Compared]:
+    """Of each network in turn (None: the one of the file's protocol) the accuracy on the test split of `dataset`, by
+    default that of the run folder around the file. Raises `InputError` before any training."""
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"cannot read {str(file)!r}: no such file")
+    content, packed = unpack_file(file)
+    given = protocols.from_field(packed.protocol)
+    for name in names:
+        networks.check_shape(name or given.network, packed.shape)
+    if seeds is not None and not 1 <= seeds <= 1000:
+        raise InputError(f"seeds must be in 1..1000, got {seeds}")
+    run = RunFolder.enclosing(file)
+    if dataset is None:
+        if run is None:
+            raise InputError(f"{str(file)!r} lies in no run folder: name the dataset with --dataset")
+        dataset, root = run.dataset()
+        data_root = data_root or root
+    test = data.open_source(dataset, data_root).checked_test(packed.shape, len(packed.counts))
+    device = evaluation.default_device()
+    chosen = evaluation.file_seeds(content, seeds or given.seeds)
+    parallel = evaluation.default_parallel(device)
+
+    def one(name: str | None) -> Compared:
+        protocol = given if name is None else given.model_copy(update={"network": name})
+        started = time.monotonic()
+        found: Evaluation | TrialFailure
+        try:
+            found = evaluation.evaluate_file(content, test, protocol, chosen, device, parallel)
+            if run is not None:
+                run.count_test_evaluation(file)
+        except TrialFailure as failure:
+            found = failure
+        return Compared(protocol.network, found, time.monotonic() - started)
+
+    return map(one, names)
