@@ -67,5 +67,9 @@ def near_front(size: np.ndarray, accuracy: np.ndarray, error: np.ndarray, most: 
         members = sorted(np.flatnonzero(on_front), key=lambda i: size[i])
         sizes = np.log2(size[members])
         wanted = np.linspace(sizes[-1], sizes[0], most)  # the largest member is the most accurate
-        return np.array([members[i] for i in dict.fromkeys(int(np.abs(sizes - w).argmin()) for w in wanted)])
+        left, chosen = list(range(len(members))), []
+        for place in wanted:  # each to the nearest member that has none yet
+            chosen.append(min(left, key=lambda i: abs(sizes[i] - place)))
+            left.remove(chosen[-1])
+        return np.array([members[i] for i in chosen])
     return np.array(order[:most], dtype=np.int64)

@@ -170,3 +170,13 @@ def test_members_over_the_cap_are_spread_and_hold_the_most_accurate(most):
 def test_a_single_place_goes_to_the_most_accurate():
     found = near_front(np.array([10, 20, 30]), np.array([0.5, 0.6, 0.7]), np.full(3, 0.01), 1)
     assert found.tolist() == [2]
+
+
+def test_no_place_near_the_front_is_lost_where_sizes_crowd():
+    """Members of nearly the same size are nearest to the same places: each takes its own."""
+    size = np.concatenate([np.arange(1000, 1015), [1_000_000]])
+    accuracy, error = np.linspace(0.5, 0.9, 16), np.zeros(16)
+    for most in range(1, 16):
+        found = near_front(size, accuracy, error, most)
+        assert len(found) == len(set(found.tolist())) == most
+        assert found[0] == 15
