@@ -8,6 +8,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from budgetopt.balance import BALANCES
 from budgetopt.errors import InputError, unknown_name
 from budgetopt.options import OneOf, Options, Schema, parse, show
 
@@ -19,6 +20,7 @@ SELECTIONS: dict[str, Schema] = {
     "memorable": {},
     "crops": {},
 }
+TEMPERATURE = 4.0  # of soft labels: a teacher is nearly sure of what it was trained on
 _OPTIONS = ("transform_options", "quantizer_options")
 
 
@@ -30,7 +32,9 @@ class Allocation:
     all they have; levels: distinct values a stored number can take; selection: which real samples it starts from, a
     name of `SELECTIONS` with its options as in `herding:seen=decoded`; the other options are those of the family,
     defaults left out; label_bits: of a probability in soft labels, 0 for hard labels; rate_weight: λ, the weight of
-    the estimated file size in the loss, relative to the method's first loss.
+    the estimated file size in the loss, relative to the method's first loss; label_temperature: divides the logits of
+    the teacher of soft labels, of no effect on hard ones; balance: how these samples are shared out
+    among classes of unequal size, a name of `BALANCES`.
     """
 
     objective: str = "coreset"
@@ -44,6 +48,8 @@ class Allocation:
     quantizer_options: Options = ()
     label_bits: int = 0
     rate_weight: float = 0.0
+    balance: str = "equal"
+    label_temperature: float = TEMPERATURE
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -61,6 +67,12 @@ class Allocation:
             raise InputError(f"label_bits must be in 0..8, got {self.label_bits}")
         if not 0 <= self.rate_weight < math.inf:
             raise InputError(f"rate_weight must not be negative, got {self.rate_weight}")
+        if not 0 < self.label_temperature < math.inf:
+            raise InputError(f"label_temperature must be positive, got {self.label_temperature}")
+        if not self.label_bits:
+            object.__setattr__(self, "label_temperature", TEMPERATURE)
+        if self.balance not in BALANCES:
+            raise unknown_name("balance", self.balance, BALANCES)
         object.__setattr__(self, "selection", canonical_selection(self.selection))
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,8 +80,9 @@ class Allocation:
         table = asdict(self)
         for name in _OPTIONS:
             table[name] = dict(table[name])
-        added = (*_OPTIONS, "label_bits", "rate_weight")
-        return {name: value for name, value in table.items() if value or name not in added}
+        added = {name: {} for name in _OPTIONS} | {"label_bits": 0, "rate_weight": 0.0, "balance": "equal"}
+        added["label_temperature"] = TEMPERATURE
+        return {name: value for name, value in table.items() if name not in added or value != added[name]}
 
     @classmethod
     def from_dict(cls, table: dict[str, Any]) -> Allocation:
@@ -84,12 +97,20 @@ class Allocation:
         """12 hex digits that name the allocation in seeds, checkpoints and file names."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def _how(self) -> str:
+        return "" if self.balance == "equal" else f" ({self.balance})"
+
+    @property
+    def _softness(self) -> str:
+        return "" if self.label_temperature == TEMPERATURE else f" at temperature {self.label_temperature:g}"
+
     def __str__(self) -> str:
         return (
-            f"{self.objective} ({self.selection}), {self.ipc}/class, {self.levels} levels, "
+            f"{self.objective} ({self.selection}), {self.ipc}/class{self._how}, {self.levels} levels, "
             f"{show(self.quantizer, self.quantizer_options)} {self.clipping}, "
             f"{show(self.transform, self.transform_options)}"
-            + (f", {self.label_bits}-bit labels" if self.label_bits else "")
+            + (f", {self.label_bits}-bit labels{self._softness}" if self.label_bits else "")
             + (f", rate weight {self.rate_weight:g}" if self.rate_weight else "")
         )
 

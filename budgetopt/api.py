@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from budgetopt.budget import Budget
 from budgetopt.errors import InputError, TrialFailure
@@ -25,7 +25,7 @@ def search(
     dataset: str = "digits",
     *,
     objectives: Sequence[str] = (),
-    space: str = "image",
+    space: str | None = None,
     protocol: str | None = None,
     time_limit: float | None = None,
     trials: int | None = None,
@@ -34,15 +34,19 @@ def search(
     out: str | Path | None = None,
     init: str | Path | None = None,
     data_root: str | Path | None = None,
+    sampler: str | None = None,
+    label: str | None = None,
     report: Report | None = None,
     verbose: bool = False,
 ) -> Result:
     """Search the dataset of at most `budget` bytes that trains the best model.
 
     budget: `"30kb"` = 30,000 bytes, `"240kbit"`, or a number of bytes. dataset: `digits`, a torchvision dataset by
-    name, or a `.npz`. objectives, space, protocol: names of shipped files or paths of your own TOML files. time_limit:
-    seconds of the whole call (default: 270 for small samples, else 3,600; none if `trials` is given). out: run folder
-    (default: a new one under `runs/`); one that holds this very run is gone on with.
+    name, or a path (see `data.open_source`); label: the label column of a table. objectives, space, protocol: names of
+    shipped files or paths of your own TOML files (default: by the kind of data). time_limit: seconds of the whole call
+    (default: 270 for small samples, else 3,600; none if `trials` is given). out: run folder (default: a new one under
+    `runs/`); one that holds this very run is gone on with. sampler: what proposes allocations, `rate-distortion` or
+    `tpe`.
 
     Raises `InputError` for wrong input before anything is written, `BudgetoptError` if no trial gives a file. Call it
     from the main thread if Ctrl-C is to end it in order. Settings for Ray and the memory allocator of its workers are
@@ -66,6 +70,8 @@ def search(
         time_limit=time_limit,
         workers=workers,
         init=init,
+        sampler=sampler,
+        label=label,
     )
     folder = RunFolder(out if out is not None else default_out(source.name, config.budget))
     return new_run(config, source, folder, report or Silent(), verbose, time.monotonic() - started)
@@ -95,14 +101,18 @@ def evaluate(
     network: str | None = None,
     seeds: int | None = None,
     data_root: str | Path | None = None,
+    label: str | None = None,
+    protocol: str | None = None,
 ) -> Evaluation:
     """Train on the packed file alone, by the protocol inside it, and test on the test split of `dataset`.
 
-    Without `dataset` the file must lie in a run folder. network, seeds: override the protocol. With neither, the seeds
-    follow from the file and the figure repeats the one that a run reported. Raises `InputError` for wrong input,
+    Without `dataset` the file must lie in a run folder. protocol: a preset or the path of a TOML, in place of the
+    file's; network, seeds: override the protocol. With none of them the figure repeats the one that a run reported,
+    since the seeds follow from the file. Raises `InputError` for wrong input,
     `TrialFailure` where a training diverges.
     """
-    found = next(compare(path, dataset, networks=[network], seeds=seeds, data_root=data_root)).evaluation
+    settings: dict[str, Any] = {"seeds": seeds, "data_root": data_root, "label": label, "protocol": protocol}
+    found = next(compare(path, dataset, networks=[network], **settings)).evaluation
     if isinstance(found, TrialFailure):
         raise found
     return found
@@ -115,12 +125,14 @@ def compare(
     networks: Sequence[str | None],
     seeds: int | None = None,
     data_root: str | Path | None = None,
+    label: str | None = None,
+    protocol: str | None = None,
 ) -> Iterator[Compared]:
     """As `evaluate`, for one network after another (None: the one of the protocol); a training that fails is its
     network's result."""
     from budgetopt import comparison
 
-    return comparison.compare(path, dataset, networks, seeds, data_root)
+    return comparison.compare(path, dataset, networks, seeds, data_root, label, protocol)
 
 
 def compress(
@@ -145,6 +157,7 @@ def compress(
     time_limit: float | None = None,
     seed: int = 0,
     data_root: str | Path | None = None,
+    label: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Compressed:
     """The best packed file of an existing set within `budget`, by quantization after the fact.
@@ -163,7 +176,7 @@ def compress(
     )  # fmt: skip
     if classes is not None and classes < 1:
         raise InputError(f"the number of classes must be positive, got {classes}")
-    real = _prepared(dataset, data_root, seed)
+    real = _prepared(dataset, data_root, label, seed)
     statistics = None if real is None else (real.spec.mean, real.spec.std)
     units = sets.Units(None if mean is None else tuple(mean), None if std is None else tuple(std), statistics, raw)
     brought = sets.read(source, units, "compress").in_class_order(classes)
@@ -183,6 +196,7 @@ def merge(
     time_limit: float | None = None,
     seed: int = 0,
     data_root: str | Path | None = None,
+    label: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Compressed:
     """The `.bopt` files of several nodes joined into one within `budget`.
@@ -195,14 +209,14 @@ def merge(
 
     limit, target = Budget.parse(budget), _new_file(out)
     settings = compression.Settings(space, protocol=protocol, trials=trials, time_limit=time_limit, seed=seed)
-    real = _prepared(dataset, data_root, seed)
+    real = _prepared(dataset, data_root, label, seed)
     return _written(merging.merge(files, limit, settings, classes, real, say), target)
 
 
-def _prepared(dataset: str | None, data_root: str | Path | None, seed: int) -> Dataset | None:
+def _prepared(dataset: str | None, data_root: str | Path | None, label: str | None, seed: int) -> Dataset | None:
     from budgetopt import data
 
-    return None if dataset is None else data.Dataset.prepare(data.open_source(dataset, data_root), seed)
+    return None if dataset is None else data.Dataset.prepare(data.open_source(dataset, data_root, label), seed)
 
 
 def _new_file(out: str | Path | None) -> Path | None:

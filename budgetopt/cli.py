@@ -22,7 +22,14 @@ app = typer.Typer(
 )
 
 Dataset = Annotated[
-    str, typer.Option(help="`digits`, a torchvision dataset by name, or a .npz with x_train, y_train, …")
+    str,
+    typer.Option(
+        help="`digits`, a torchvision dataset by name, a .npz with x_train, y_train, …, a .parquet or .csv table, or a "
+        "folder with train.* and test.*"
+    ),
+]
+Label = Annotated[
+    str | None, typer.Option(help="The label column of a table (default: `label`, else the only one that can be it).")
 ]
 DataRoot = Annotated[
     Path | None,
@@ -53,7 +60,9 @@ def search(
     objective: Annotated[
         list[str] | None, typer.Option(help="Name in objectives/ or TOML file; several allowed (default: coreset, dm).")
     ] = None,
-    space: Annotated[str, typer.Option(help="Name in search_spaces/ or TOML file.")] = "image",
+    space: Annotated[
+        str | None, typer.Option(help="Name in search_spaces/ or TOML file (default: by the kind of data).")
+    ] = None,
     protocol: Protocol = None,
     time_limit: TimeLimit = None,
     trials: Trials = None,
@@ -61,7 +70,11 @@ def search(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a new one under runs/).")] = None,
     init: Init = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="What proposes allocations: rate-distortion or tpe (default: tpe).")
+    ] = None,
     data_root: DataRoot = None,
+    label: Label = None,
     verbose: Verbose = False,
 ) -> None:
     """Search the best dataset within a byte budget."""
@@ -80,7 +93,9 @@ def search(
         seed=seed,
         out=out,
         init=init,
+        sampler=sampler,
         data_root=data_root,
+        label=label,
         report=terminal.report(console),
         verbose=verbose,
     )
@@ -155,18 +170,23 @@ def evaluate(
     file: PackedFile,
     dataset: Annotated[str | None, typer.Option(help="Whose test split (may be left out inside a run folder).")] = None,
     network: Annotated[str | None, typer.Option(help="Override the protocol's network; several with commas.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Another recipe than the file's: a preset, or a path that ends in .toml.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="Override the number of trainings.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="The recall of every class too.")] = False,
     data_root: DataRoot = None,
+    label: Label = None,
 ) -> None:
     """Train on the packed file alone and report test accuracy."""
     from budgetopt import api, networks
 
     names = networks.names_in(network) if network else [None]
+    settings: dict[str, Any] = {"seeds": seeds, "data_root": data_root, "label": label, "protocol": protocol}
     if len(names) == 1:
-        found = api.evaluate(file, dataset, network=names[0], seeds=seeds, data_root=data_root)
+        found = api.evaluate(file, dataset, network=names[0], **settings)
         return terminal.print_evaluation(terminal.console(), network, found, file.stat().st_size, per_class)
-    rows = api.compare(file, dataset, networks=names, seeds=seeds, data_root=data_root)
+    rows = api.compare(file, dataset, networks=names, **settings)
     return terminal.print_compared(terminal.console(), rows, file.stat().st_size, per_class)
 
 
@@ -226,6 +246,10 @@ def trial(
     ] = "random",
     label_bits: Annotated[int, typer.Option(help="Bits of a probability in soft labels; 0: hard labels.")] = 0,
     rate_weight: Annotated[float, typer.Option(help="Weight of the estimated file size in the loss.")] = 0.0,
+    balance: Annotated[
+        str, typer.Option(help="Samples of unequal classes: equal, sqrt (of their sizes), proportional.")
+    ] = "equal",
+    label_temperature: Annotated[float, typer.Option(help="Divides the logits of the teacher of soft labels.")] = 4.0,
     budget: Annotated[str | None, typer.Option(help="Make it fit this many bytes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Override the objective's distillation steps.")] = None,
     protocol: Protocol = None,
@@ -233,6 +257,7 @@ def trial(
     out: Annotated[Path | None, typer.Option(help="Write the packed file here.")] = None,
     init: Init = None,
     data_root: DataRoot = None,
+    label: Label = None,
 ) -> None:
     """Run one allocation by hand in this process, without Ray and Optuna."""
     from budgetopt import single
@@ -243,7 +268,17 @@ def trial(
         dataset=dataset,
         method=method,
         allocation=single.allocation(
-            method, selection, ipc, transform, quantizer, levels, clipping, label_bits, rate_weight
+            method,
+            selection,
+            ipc,
+            transform,
+            quantizer,
+            levels,
+            clipping,
+            label_bits,
+            rate_weight,
+            balance,
+            label_temperature,
         ),
         budget=budget,
         steps=steps,
@@ -251,6 +286,7 @@ def trial(
         seed=seed,
         init=init,
         data_root=data_root,
+        label=label,
     )
     last = None
     for last in reports:
@@ -297,6 +333,7 @@ def compress(
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     data_root: DataRoot = None,
+    label: Label = None,
 ) -> None:
     """Pack a set that exists already, distilled or real, within a budget."""
     from budgetopt import api
@@ -326,6 +363,7 @@ def compress(
         time_limit=option_text.seconds(time_limit),
         seed=seed,
         data_root=data_root,
+        label=label,
         say=terminal.say,
     )
     terminal.print_compressed(console, found)
@@ -346,6 +384,7 @@ def merge(
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     data_root: DataRoot = None,
+    label: Label = None,
 ) -> None:
     """Join the packed files of several nodes into one within a budget."""
     from budgetopt import api
@@ -365,6 +404,7 @@ def merge(
         time_limit=option_text.seconds(time_limit),
         seed=seed,
         data_root=data_root,
+        label=label,
         say=terminal.say,
     )
     terminal.print_compressed(console, found)

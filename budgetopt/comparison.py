@@ -30,14 +30,17 @@ def compare(
     names: Sequence[str | None],
     seeds: int | None,
     data_root: str | Path | None,
+    label: str | None = None,
+    protocol: str | None = None,
 ) -> Iterator[Compared]:
-    """Of each network in turn (None: the one of the file's protocol) the accuracy on the test split of `dataset`, by
-    default that of the run folder around the file. Raises `InputError` before any training."""
+    """Of each network in turn (None: the one of the protocol) the accuracy on the test split of `dataset`, by default
+    that of the run folder around the file. protocol: a preset or TOML file in place of the file's. Raises `InputError`
+    before any training."""
     file = Path(path)
     if not file.is_file():
         raise InputError(f"cannot read {str(file)!r}: no such file")
     content, packed = unpack_file(file)
-    given = protocols.from_field(packed.protocol)
+    given = protocols.resolve(protocol) if protocol else protocols.from_field(packed.protocol)
     for name in names:
         networks.check_shape(name or given.network, packed.shape)
     if seeds is not None and not 1 <= seeds <= 1000:
@@ -46,23 +49,23 @@ def compare(
     if dataset is None:
         if run is None:
             raise InputError(f"{str(file)!r} lies in no run folder: name the dataset with --dataset")
-        dataset, root = run.dataset()
-        data_root = data_root or root
-    test = data.open_source(dataset, data_root).checked_test(packed.shape, len(packed.counts))
+        dataset, root, its_label = run.dataset()
+        data_root, label = data_root or root, label or its_label
+    test = data.open_source(dataset, data_root, label).checked_test(packed.shape, len(packed.counts))
     device = evaluation.default_device()
     chosen = evaluation.file_seeds(content, seeds or given.seeds)
     parallel = evaluation.default_parallel(device)
 
     def one(name: str | None) -> Compared:
-        protocol = given if name is None else given.model_copy(update={"network": name})
+        recipe = given if name is None else given.model_copy(update={"network": name})
         started = time.monotonic()
         found: Evaluation | TrialFailure
         try:
-            found = evaluation.evaluate_file(content, test, protocol, chosen, device, parallel)
+            found = evaluation.evaluate_file(content, test, recipe, chosen, device, parallel)
             if run is not None:
                 run.count_test_evaluation(file)
         except TrialFailure as failure:
             found = failure
-        return Compared(protocol.network, found, time.monotonic() - started)
+        return Compared(recipe.network, found, time.monotonic() - started)
 
     return map(one, names)

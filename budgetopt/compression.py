@@ -143,7 +143,7 @@ def compress(
         refined = requantization.refine(given, base, settings.refine, settings.refine_steps, dataset, network)
         judge.see(f"refined {settings.refine}", base, _within(given, refined, base, budget))
     if tuning is not None and dataset is not None:
-        say(f"fine-tuning by {tuning[0]}: {tuning[1].steps} steps")
+        say(f"fine-tuning by {tuning[0]}: {tuning[1].all_steps} steps")
         tuned = requantization.finetune(given, base, *tuning, dataset)
         judge.see(f"fine-tuned by {tuning[0]}", base, _within(given, tuned, base, budget))
     return judge.result(brought, budget)

@@ -100,4 +100,4 @@ def _protocol(brought: SampleSet, protocol: str | None, dataset: Dataset | None)
         return protocols.from_field(brought.protocol)
     if dataset is not None:
         return protocols.resolve(dataset.spec.protocol)
-    return protocols.resolve("image-1" if len(brought.shape) == 3 else "tabular-1")
+    return protocols.resolve("image-2" if len(brought.shape) == 3 else "tabular-2")

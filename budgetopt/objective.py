@@ -22,15 +22,37 @@ class CoresetObjective(declarative.Strict):
     lr_image: Rate = 0.002
     lr_quantizer: Rate = 0.01
 
+    @property
+    def all_steps(self) -> int:
+        return self.steps
 
-class DistributionMatchingObjective(declarative.Strict):
+
+class Optimised(declarative.Strict):
+    """`steps` of a method, and `refine_steps` after them that draw the features of the quantized samples to those of
+    the samples before quantization (PTQ eq. 10)."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000)]
+    lr_quantizer: Rate = 0.01
+    refine_steps: Steps = 0
+    lr_refine: Rate = 0.002
+
+    @property
+    def all_steps(self) -> int:
+        return self.steps + self.refine_steps
+
+    def refinement(self) -> CoresetObjective:
+        """The end of the method as an objective of its own."""
+        steps, rate = self.refine_steps, self.lr_refine
+        return CoresetObjective(method="coreset", steps=steps, lr_image=rate, lr_quantizer=self.lr_quantizer)
+
+
+class DistributionMatchingObjective(Optimised):
     """Distribution matching; `bank` = 0 embeds real samples in every step, in random networks and without a kernel."""
 
     method: Literal["dm"]
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 150
     lr_image: Rate = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    lr_quantizer: Rate = 0.01
     bank: Annotated[int, Field(ge=0, le=100_000)] = 100
     real_batch: Annotated[int, Field(ge=1, le=100_000)] = 256
     trained: Annotated[int, Field(ge=0, le=100_000)] = 0
@@ -43,25 +65,24 @@ class DistributionMatchingObjective(declarative.Strict):
         return self
 
 
-class TrajectoryObjective(declarative.Strict):
+class TrajectoryObjective(Optimised):
     """What the two methods of trajectory matching have in common."""
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     lr_image: Rate = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    lr_quantizer: Rate = 0.01
     student_steps: Annotated[int, Field(ge=1, le=10_000)] = 10
     student_lr: Rate = 0.1
     lr_step: Rate = 0.02
     batch: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     exact: bool = False
-    experts: Annotated[int, Field(ge=1, le=10_000)] = 5
+    experts: Annotated[int, Field(ge=1, le=10_000)] = 3
     expert_epochs: Annotated[int, Field(ge=1, le=10_000)] = 6
-    expert_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    expert_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     expert_lr: Rate = 0.1
     expert_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     match_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
-    max_start: Annotated[int, Field(ge=0, le=10_000, validate_default=True)] = 5
+    max_start: Annotated[int, Field(ge=0, le=10_000, validate_default=True)] = 3
 
     @field_validator("max_start")
     @classmethod
@@ -86,7 +107,7 @@ class DifficultyAlignedObjective(TrajectoryObjective):
     lr_label: Rate = 0.1
     momentum_label: Annotated[float, Field(ge=0, lt=1)] = 0.9
     min_start: Annotated[int, Field(ge=0, le=10_000)] = 0
-    first_max_start: Annotated[int, Field(ge=0, le=10_000, validate_default=True)] = 2
+    first_max_start: Annotated[int, Field(ge=0, le=10_000, validate_default=True)] = 1
     growth: Annotated[float, Field(ge=0, le=1)] = 0.2
 
     @field_validator("first_max_start")
@@ -110,15 +131,14 @@ class Augmentation(declarative.Strict):
     cutout: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
-class GradientMatchingObjective(declarative.Strict):
+class GradientMatchingObjective(Optimised):
     """Gradient matching; `bank` = 0 takes real gradients in every step. A network is matched `outer` times, with
-    `inner` steps on the synthetic set between. `augment` is the protocol's where it is left out; `dc` has none."""
+    `inner` steps on the synthetic set between. `augment` is the dataset's where it is left out; `dc` has none."""
 
     method: Literal["dc", "dsa"]
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 300
-    lr_image: Rate = 0.1
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    lr_image: Rate = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    lr_quantizer: Rate = 0.01
     bank: Annotated[int, Field(ge=0, le=100_000)] = 100
     real_batch: Annotated[int, Field(ge=1, le=100_000)] = 256
     outer: Annotated[int, Field(ge=1, le=10_000)] = 1
@@ -141,13 +161,12 @@ class GradientMatchingObjective(declarative.Strict):
         return augment
 
 
-class BilevelObjective(declarative.Strict):
+class BilevelObjective(Optimised):
     """Bilevel distillation; the last `unroll` of `inner_steps` carry a graph, all where there are fewer."""
 
     method: Literal["bilevel"]
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     lr_image: Rate = 0.003
-    lr_quantizer: Rate = 0.01
     gradient: Literal["unrolled", "implicit"] = "unrolled"
     inner_steps: Annotated[int, Field(ge=1, le=10_000)] = 20
     unroll: Annotated[int, Field(ge=1, le=10_000)] = 20

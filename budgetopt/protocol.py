@@ -63,6 +63,9 @@ PRESETS: dict[str, Protocol] = {
         network="convnet", steps=400, augment={"shift": 0.1, "scale": 1.15, "rotate": 10.0, "flip": 0.5}
     ),
     "tabular-1": Protocol(network="mlp", steps=400),
+    "tabular-2": Protocol(network="mlp", steps=1000, weight_decay=0.3),
+    # no augmentation: its resampling blurs what a network trains on and not what it is tested on
+    "image-2": Protocol(network="convnet", steps=400),
 }
 
 

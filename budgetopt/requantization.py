@@ -64,7 +64,7 @@ def finetune(given: Given, allocation: Allocation, name: str, recipe: Objective,
     representation = given.representation(replace(allocation, objective=name)).train()
     data = _training_data(given, dataset, None)
     generator = seeding.generator("fine-tuning", given.seed, allocation.key)
-    _run(methods.build(recipe, data, representation, generator), representation, recipe.steps)
+    _run(methods.build(recipe, data, representation, generator), representation, recipe.all_steps)
     return representation
 
 

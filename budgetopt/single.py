@@ -20,7 +20,7 @@ from budgetopt import (
     transforms,
     trial,
 )
-from budgetopt.allocation import Allocation
+from budgetopt.allocation import TEMPERATURE, Allocation
 from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import InputError
@@ -38,6 +38,8 @@ def allocation(
     clipping: str | None,
     label_bits: int = 0,
     rate_weight: float = 0.0,
+    balance: str = "equal",
+    label_temperature: float = TEMPERATURE,
 ) -> Allocation:
     """Checked values as an allocation. transform, quantizer: a family, with options as in `dct:keep=0.25`; `clipping`
     None is the quantizer's first, `levels` None the only number it has, else 2."""
@@ -62,6 +64,8 @@ def allocation(
         quantizer_options,
         label_bits,
         rate_weight,
+        balance,
+        label_temperature,
     )
 
 
@@ -75,6 +79,7 @@ def run(
     seed: int,
     init: Path | None,
     data_root: Path | None,
+    label: str | None = None,
 ) -> Iterator[trial.RungReport]:
     """Reports of each rung. Target embeddings are made in every step: a bank pays for many trials, not for one."""
     name, chosen = objective.resolve(method)
@@ -82,12 +87,14 @@ def run(
         chosen = declarative.validate(chosen.model_dump() | {"steps": steps}, "--steps", type(chosen))
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
-    source = data.open_source(dataset, data_root)
+    source = data.open_source(dataset, data_root, label)
     recipe = protocol.resolve(protocol_name or source.protocol)
     limit = None if budget is None else Budget.parse(budget)
     if limit is not None:
         print(f"budget: {limit}")
     prepared = Dataset.prepare(source, seed)
+    for note in source.notes:
+        print(note, flush=True)
     networks.check_shape(recipe.network, prepared.spec.shape)
     context = trial.TrialContext(
         train=prepared.train,

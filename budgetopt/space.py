@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from budgetopt import declarative
-from budgetopt.allocation import SELECTIONS, Allocation, canonical_selection
+from budgetopt.allocation import SELECTIONS, TEMPERATURE, Allocation, canonical_selection
+from budgetopt.balance import BALANCES
 from budgetopt.errors import InputError
 from budgetopt.options import Options, Schema, Value, canonical, complete
 
@@ -170,6 +171,10 @@ class SearchSpace(declarative.Strict):
     rate_weight: Annotated[tuple[Annotated[float, Field(ge=0, le=1e6)], ...], Field(min_length=1, strict=False)] = (
         0.0,
     )
+    label_temperature: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1e6)], ...], Field(min_length=1, strict=False)
+    ] = (TEMPERATURE,)
+    balance: Names = ("equal",)
     ipc: IpcRange = IpcRange()
     quantizer: Annotated[tuple[QuantizerChoice, ...], Field(min_length=1, strict=False)]
 
@@ -181,6 +186,11 @@ class SearchSpace(declarative.Strict):
             return tuple(dict.fromkeys(canonical_selection(name) for name in names))
         except InputError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("balance")
+    @classmethod
+    def _known_balances(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_known(names, tuple(BALANCES))))
 
     @field_validator("transform", mode="before")
     @classmethod
@@ -218,6 +228,8 @@ class SearchSpace(declarative.Strict):
         quantizer_options = choice.suggest_options(trial)
         bits = self.label_bits[trial.suggest_int("label_bits", 0, len(self.label_bits) - 1)]
         weight = self.rate_weight[trial.suggest_int("rate_weight", 0, len(self.rate_weight) - 1)]
+        temperature = self.label_temperature[trial.suggest_int("label_temperature", 0, len(self.label_temperature) - 1)]
+        balance = trial.suggest_categorical("balance", self.balance)
         return Allocation(
             objective,
             selection,
@@ -230,6 +242,8 @@ class SearchSpace(declarative.Strict):
             quantizer_options,
             bits,
             weight,
+            balance,
+            temperature,
         )
 
     def parameters(self, allocation: Allocation, most_ipc: int) -> dict[str, Any]:
@@ -247,6 +261,8 @@ class SearchSpace(declarative.Strict):
             **choice.option_parameters(allocation.quantizer_options),
             "label_bits": self.label_bits.index(allocation.label_bits),
             "rate_weight": self.rate_weight.index(allocation.rate_weight),
+            "label_temperature": self._temperature_at(allocation),
+            "balance": allocation.balance,
         }
 
     def kinds(self, objective: str, shape: tuple[int, ...]) -> list[Allocation]:
@@ -282,6 +298,8 @@ class SearchSpace(declarative.Strict):
                     transform_options,
                     quantizer_options,
                     min(self.label_bits),
+                    balance=self.balance[0],
+                    label_temperature=min(self.label_temperature),
                 )
 
     def sorted_levels(self) -> SearchSpace:
@@ -290,8 +308,13 @@ class SearchSpace(declarative.Strict):
         ordered = {
             "label_bits": tuple(sorted(set(self.label_bits))),
             "rate_weight": tuple(sorted(set(self.rate_weight))),
+            "label_temperature": tuple(sorted(set(self.label_temperature))),
         }
         return self.model_copy(update={"quantizer": choices, **ordered})
+
+    def _temperature_at(self, allocation: Allocation) -> int:
+        """Hard labels have none, the parameter has."""
+        return self.label_temperature.index(allocation.label_temperature) if allocation.label_bits else 0
 
     def _transform(self, name: str) -> TransformChoice:
         return next(c for c in self.transform if c.name == name)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from budgetopt import networks
+from budgetopt.allocation import TEMPERATURE
 from budgetopt.evaluation import Standardize, TrainingSet, train_network
 from budgetopt.protocol import Protocol
 from budgetopt.seeding import derive, generator
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from budgetopt.methods.base import TrainingData
 
 STEPS = 5  # times the steps of the protocol
-TEMPERATURE = 4.0  # divides the logits: a teacher is nearly sure of what it was trained on
 CHUNK = 128  # samples at once: activations stay in the processor's cache
 
 

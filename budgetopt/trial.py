@@ -12,6 +12,7 @@ import torch
 
 from budgetopt import methods, seeding
 from budgetopt.allocation import Allocation
+from budgetopt.balance import shared_out
 from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.errors import TrialFailure
 from budgetopt.evaluation import Evaluation, evaluate_file
@@ -71,7 +72,7 @@ def initial_set(context: TrialContext, allocation: Allocation, selector: Selecto
     if context.init is None:
         selector = selector or Selector(context.train, context.spec, context.learned)
         return selector.select(allocation.selection, allocation.ipc, trial_seed(context.seed, allocation), allocation)
-    return context.init.first(allocation.ipc)
+    return context.init.taking(shared_out(context.init.counts, allocation.ipc, allocation.balance))
 
 
 def initial_representation(
@@ -113,7 +114,7 @@ def run(context: TrialContext, allocation: Allocation, device: torch.device) -> 
     shared = context.shared.get(allocation.objective)
     method = methods.build(objective, data, representation, generator, shared) if objective.steps else None
     done, loss = 0, math.nan
-    targets = rung_steps(objective.steps)
+    targets = rung_steps(objective.all_steps)
     for rung, target in enumerate(targets):
         for done in range(done + 1, target + 1):  # noqa: B020 - `done` goes on from the last rung
             assert method is not None

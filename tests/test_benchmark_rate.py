@@ -19,7 +19,10 @@ RUNS = {
         ["uniform, 2 levels, minmax", "ddq", "minus uniform", "refined for 1 steps"],
     ),
     "rungs": (["--quick"], ["Spearman [95 %]", "200 to 400", "8 steps", "0.25"]),
-    "claims": (["--quick"], ["Claim 1", "Claim 3", "Claim 4", "control", "GAQ, refined"]),
+    "beam": (["--quick"], ["random, sqrt, soft labels", "all data", "Claim 5", "2 bits, without"]),
+    "methods": (["--quick"], ["random", "datm", "minus random"]),
+    "recipe": (["--quick"], ["20 epochs of SGD", "dsa, 1 a class", "mean of all files"]),
+    "claims": (["--quick"], ["Claim 1", "Claim 2", "Claim 4", "Claim 6", "control", "GAQ, refined", "lenet"]),
 }
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from budgetopt import api, cli, evaluation, terminal
 from budgetopt.allocation import Allocation
 from budgetopt.comparison import Compared
+from budgetopt.data import open_source
 from budgetopt.errors import InputError, TrialFailure
 from budgetopt.methods.selection import Selector
 from budgetopt.packing import pack
@@ -66,6 +67,17 @@ def test_the_line_of_one_network(printed, given):
     assert re.fullmatch(
         f"mlp: test accuracy {FIGURE} over 1 train.*", printed("--network", "mlp", "--seeds", "1").strip()
     )
+
+
+def test_another_protocol_takes_the_place_of_the_files(printed, given):
+    (given / "short.toml").write_text('network = "mlp"\nwidth = 8\nsteps = 3\nseeds = 6\n')
+    content, test = (given / "a.bopt").read_bytes(), open_source("mine.npz").checked_test((1, 8, 8), 10)
+    protocol, seeds = Protocol(network="mlp", width=8, steps=3, seeds=6), evaluation.file_seeds(content, 6)
+    expected = evaluation.evaluate_file(content, test, protocol, seeds, evaluation.default_device())
+    assert api.evaluate("a.bopt", "mine.npz", protocol="short.toml").accuracies == expected.accuracies
+    assert printed("--protocol", "short.toml").startswith(f"test accuracy {expected.accuracy:.2%}")
+    with pytest.raises(InputError, match="did you mean 'glyph-1'"):
+        api.evaluate("a.bopt", "mine.npz", protocol="glyph")
 
 
 def test_recalls_of_one_network(printed):

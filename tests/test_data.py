@@ -151,12 +151,12 @@ def test_statistics_of_a_constant_set(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "expected", "protocol"),
     [
-        ((60, 4), (4,), "tabular-1"),
-        ((60, 5, 6), (1, 5, 6), "image-1"),
-        ((60, 3, 5, 6), (3, 5, 6), "image-1"),
-        ((60, 5, 6, 3), (3, 5, 6), "image-1"),
-        ((60, 5, 6, 1), (1, 5, 6), "image-1"),
-        ((60, 1, 5, 6), (1, 5, 6), "image-1"),
+        ((60, 4), (4,), "tabular-2"),
+        ((60, 5, 6), (1, 5, 6), "image-2"),
+        ((60, 3, 5, 6), (3, 5, 6), "image-2"),
+        ((60, 5, 6, 3), (3, 5, 6), "image-2"),
+        ((60, 5, 6, 1), (1, 5, 6), "image-2"),
+        ((60, 1, 5, 6), (1, 5, 6), "image-2"),
     ],
 )
 def test_npz_shapes(tmp_path, shape, expected, protocol):
@@ -343,7 +343,7 @@ def test_fashion_mnist(fashion_mnist_root):
     data = Dataset.prepare(open_source("fashionmnist", fashion_mnist_root), 0)
     assert data.source.name == "FashionMNIST"
     assert data.spec.shape == (1, 28, 28)
-    assert data.spec.protocol == "image-1"
+    assert data.spec.protocol == "image-2"
     assert (len(data.train), len(data.val)) == (50_000, 10_000)
     assert data.spec.class_counts == (5_000,) * 10
     assert np.bincount(data.val.y).tolist() == [1_000] * 10

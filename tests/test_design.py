@@ -31,6 +31,22 @@ def test_design_goes_from_the_budget_to_the_smallest_sets(budget):
     assert {a.levels for a in found if a.objective == "dm"} == {4}
 
 
+def test_soft_labels_are_in_the_design_where_the_space_has_them(tmp_path):
+    """Coresets and optimised sets of all sizes, with the finest labels at the lowest temperature."""
+    lines = ['selection = ["herding"]', 'transform = ["identity"]', "label_bits = [0, 2, 3]"]
+    lines += ["label_temperature = [4.0, 2.0]", 'balance = ["sqrt", "equal"]', "[[quantizer]]", 'family = "uniform"']
+    (tmp_path / "soft.toml").write_text("\n".join([*lines, "levels = [2, 3, 5]"]))
+    config, context, selector = make("300", space_name=str(tmp_path / "soft.toml"))
+    found = Design(config, context, selector).allocations()
+    soft = [a for a in found if a.label_bits]
+    assert {(a.label_bits, a.label_temperature, a.levels) for a in soft} == {(3, 2.0, 5)}
+    assert {a.objective for a in soft} == {"coreset", "dm"}
+    assert {a.label_bits for a in found if a.levels == 2} == {0}
+    assert {a.balance for a in found} == {"sqrt"}
+    parameters = [config.space.parameters(a, 100) for a in soft]
+    assert {(p["label_bits"], p["label_temperature"], p["balance"]) for p in parameters} == {(2, 0, "sqrt")}
+
+
 def test_optimised_sets_have_room_to_grow():
     config, context, selector = make("1kb")
     largest = max(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from budgetopt import methods, objective
 from budgetopt.allocation import Allocation
 from budgetopt.augmentation import apply
-from budgetopt.data.dataset import DataSpec, Split
+from budgetopt.data.dataset import GLYPHS, DataSpec, Split
 from budgetopt.errors import InputError
 from budgetopt.methods import gradient_bank
 from budgetopt.methods.base import TrainingData
@@ -316,10 +316,10 @@ def test_batch_norm_is_frozen_at_real_statistics(data):
 
 def test_which_augmentation_is_matched_under(data):
     own = DSA.model_copy(update={"augment": Augmentation(flip=0.5)})
-    assert augmented_as(DC, data).protocol.augment == {}
-    assert augmented_as(DSA, data).protocol.augment == PROTOCOL.augment
-    assert augmented_as(own, data).protocol.augment == {"flip": 0.5}
-    assert augmented_as(DSA.model_copy(update={"augment": Augmentation()}), data).protocol.augment == {}
+    assert augmented_as(DC, data).invariances == {}
+    assert augmented_as(DSA, data).invariances == data.spec.invariances == GLYPHS
+    assert augmented_as(own, data).invariances == {"flip": 0.5}
+    assert augmented_as(DSA.model_copy(update={"augment": Augmentation()}), data).invariances == {}
     assert data.protocol == PROTOCOL
     assert random_condition(0, augmented_as(DC, data)).draw is None
     assert random_condition(0, augmented_as(own, data)).draw.brightness is None
@@ -431,14 +431,15 @@ CHANGES = {
     "size": lambda o, d, s: (o.model_copy(update={"bank": 2}), d, s),
     "method": lambda o, d, s: (o.model_copy(update={"method": "dc"}), d, s),
     "own augmentation": lambda o, d, s: (o.model_copy(update={"augment": Augmentation(flip=0.5)}), d, s),
-    "protocol's augmentation": lambda o, d, s: (o, with_network(d, "convnet", augment={"flip": 0.5}), s),
+    "dataset's augmentation": lambda o, d, s: (o, replace(d, spec=replace(d.spec, invariances={"flip": 0.5})), s),
     "network": lambda o, d, s: (o, with_network(d, "mlp"), s),
     "width": lambda o, d, s: (o, with_network(d, "convnet", width=5), s),
 }
 SAME = {
     "learning rate": lambda o, d, s: (o.model_copy(update={"lr_image": 9.0, "steps": 7}), d, s),
     "the protocol's steps": lambda o, d, s: (o, with_network(d, "convnet", steps=9), s),
-    "spelled out": lambda o, d, s: (o.model_copy(update={"augment": Augmentation(**PROTOCOL.augment)}), d, s),
+    "the protocol's augmentation": lambda o, d, s: (o, with_network(d, "convnet", augment={"flip": 0.5}), s),
+    "spelled out": lambda o, d, s: (o.model_copy(update={"augment": Augmentation(**GLYPHS)}), d, s),
 }
 
 

@@ -48,3 +48,9 @@ def test_everything_is_in_the_space_of_that_name():
     assert {choice.name for choice in everything.transform} == set(TRANSFORMS)
     for choice in everything.transform:
         assert set(choice.option_values) == set(TRANSFORMS[choice.name].options), choice.name
+
+
+@pytest.mark.parametrize("path", sorted(GUIDE.parent.glob("*.toml")), ids=lambda path: path.name)
+def test_spaces_beside_the_guide_can_be_searched(path):
+    found = space.resolve(str(path))
+    assert found.smallest("coreset", (1, 28, 28))

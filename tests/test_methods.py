@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from budgetopt import methods
+from budgetopt import methods, trial
 from budgetopt.allocation import Allocation
 from budgetopt.data.dataset import Split
 from budgetopt.methods import cache, target_bank
 from budgetopt.methods.base import TrainingData
+from budgetopt.methods.coreset import Refinement
+from budgetopt.methods.distribution_matching import DistributionMatching
 from budgetopt.methods.selection import Selector, herding_order
 from budgetopt.methods.target_bank import Condition, TargetBank, class_means, real_means
 from budgetopt.objective import (
@@ -43,6 +45,7 @@ OBJECTIVES = {
     "dsa in networks that are trained": GRADIENTS.model_copy(update={"method": "dsa", "bank": 0, "outer": 2}),
     "mtt": TRAJECTORIES,
     "mtt unrolled": TRAJECTORIES.model_copy(update={"exact": True}),
+    "dm, then refined": BANKED.model_copy(update={"steps": 1, "refine_steps": 3, "lr_refine": 0.05}),
     "datm": DifficultyAlignedObjective(method="datm", steps=4, student_steps=3, first_max_start=1, **EXPERTS),
 }
 VARIANTS = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -368,7 +371,7 @@ def test_every_byte_of_a_damaged_bank(data, tmp_path):
         lambda o, d, s: (o.model_copy(update={"real_batch": 8}), d, s),
         lambda o, d, s: (o.model_copy(update={"bank": 2}), d, s),
         lambda o, d, s: (o, replace(d, protocol=PROTOCOL.model_copy(update={"width": 5})), s),
-        lambda o, d, s: (o, replace(d, protocol=PROTOCOL.model_copy(update={"augment": {}})), s),
+        lambda o, d, s: (o, replace(d, spec=replace(d.spec, invariances={})), s),
         lambda o, d, s: (o, replace(d, protocol=PROTOCOL.model_copy(update={"network": "mlp"})), s),
     ],
     ids=["split", "seed", "real batch", "size", "width", "augmentation", "network"],
@@ -412,3 +415,28 @@ def test_method_and_objective_stay_as_they_are(data):
     _, method = prepared(objective, data)
     method.step()
     assert objective == BANKED
+
+
+# --- refinement at the end -------------------------------------------------------------------------------------------
+
+
+def test_refinement_takes_over_where_the_method_ends(data):
+    """Against both methods one after another, with one generator."""
+    objective = BANKED.model_copy(update={"steps": 2, "refine_steps": 2, "lr_refine": 0.05, "lr_quantizer": 0.003})
+    representation, method = prepared(objective, data)
+    losses = [method.step() for _ in range(objective.all_steps)]
+    by_hand, g = represent(data), generator("test", 0)
+    first = DistributionMatching(objective, data, by_hand, g, made(objective, data))
+    expected = [first.step(), first.step()]
+    ending = CoresetObjective(method="coreset", steps=2, lr_image=0.05, lr_quantizer=0.003)
+    second = Refinement(ending, data, by_hand, g)
+    expected += [second.step(), second.step()]
+    assert losses == expected
+    assert pack(representation.packed()) == pack(by_hand.packed())
+
+
+def test_a_trial_takes_the_steps_of_refinement_too(digits):
+    objectives = {"dm": LIVE.model_copy(update={"steps": 2, "refine_steps": 4})}
+    context = trial.TrialContext(digits.train, digits.val, digits.spec, PROTOCOL, objectives)
+    reports = list(trial.run(context, Allocation("dm", ipc=1, levels=4), CPU))
+    assert [report.step for report in reports] == [2, 4, 6]

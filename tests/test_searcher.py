@@ -50,7 +50,7 @@ class Watching(Silent):
 class Bench:
     """A searcher on a study of its own, without Tune."""
 
-    def __init__(self, digits, path, space=WIDE, budget=BUDGET, trials=None, seed=0):
+    def __init__(self, digits, path, space=WIDE, budget=BUDGET, trials=None, seed=0, sampler="tpe"):
         context = TrialContext(
             digits.train, digits.val, digits.spec, PRESETS["glyph-1"], {"coreset": zero_step_coreset()}, budget, seed
         )
@@ -59,7 +59,7 @@ class Bench:
         self.progress, self.observer = Progress(100.0, 1), Watching()
         most = min(MOST_IPC, space.ipc.max)
         self.searcher = StudySearcher(
-            self.study, space, context, self.selector, most, trials, self.progress, self.observer
+            self.study, space, context, self.selector, most, trials, self.progress, self.observer, sampler
         )
         self.path = path
 
@@ -224,12 +224,31 @@ def test_proposals_are_a_function_of_study_and_seed(bench):
     assert bench("c.db", seed=1).run(5) != first[:5]
 
 
-def test_a_restart_goes_on_as_if_there_had_been_none(bench):
-    count = STARTUP + 3
-    whole = bench("whole.db").run(count)
-    parts = bench("parts.db").run(STARTUP + 1)
-    parts += bench("parts.db").run(count - STARTUP - 1)
+@pytest.mark.parametrize(
+    ("sampler", "budget", "before", "after"), [("tpe", BUDGET, STARTUP + 1, 2), ("rate-distortion", 400, 3, 2)]
+)
+def test_a_restart_goes_on_as_if_there_had_been_none(bench, sampler, budget, before, after):
+    options = {"sampler": sampler, "budget": budget}
+    whole = bench("whole.db", **options).run(before + after)
+    parts = bench("parts.db", **options).run(before)
+    parts += bench("parts.db", **options).run(after)
     assert parts == whole
+
+
+def test_guided_proposals_fit_and_do_not_repeat(bench):
+    """The sampler knows what was tried and what is too large: nothing is pruned for it."""
+    made = bench(sampler="rate-distortion", budget=400)
+    found = made.run(6)
+    assert len(set(found)) == 6
+    assert all(t.state == TrialState.COMPLETE for t in made.study.trials)
+    assert max(map(made.size, found)) > 0.6 * 400
+
+
+def test_a_guided_search_ends_with_its_space(bench, monkeypatch):
+    monkeypatch.setattr(module, "MOST_ASKS", 12)
+    made = bench(space=NARROW, sampler="rate-distortion")
+    assert sorted(a.ipc for a in made.run(20)) == [1, 2, 3]
+    assert made.searcher.exhausted
 
 
 # ----------------------------------------------------------------------------------------------------------------------

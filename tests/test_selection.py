@@ -415,7 +415,7 @@ def pictures():
         picture[0, top : top + 24, left : left + 24] = 255 * ((rows if label else columns) // 4 % 2)
         corners.append((top, left))
     mean, std = np.float32([x.mean()]), np.float32([x.std()])
-    spec = DataSpec("stripes", (1, 64, 72), (12, 12), mean, std, "stripes", "image-1")
+    spec = DataSpec("stripes", (1, 64, 72), (12, 12), mean, std, "stripes", "image-2")
     found = TrainingData(Split(x.astype(np.uint8), y), spec, Protocol(network="convnet", width=8, steps=8), CPU)
     found.__dict__["corners"] = np.array(corners)
     return found

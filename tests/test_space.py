@@ -64,9 +64,10 @@ def ask(asked, domain, most_ipc):
 def test_the_shipped_space_holds_what_the_first_run_needs():
     shipped = space.resolve("image")
     families = {c.family: c for c in shipped.quantizer}
-    assert families.keys() >= {"uniform", "apot"}
+    assert families.keys() == {"uniform", "lloyd-max"}
     assert {2, 17, 256} <= set(families["uniform"].levels)
-    assert 2 in families["apot"].levels
+    assert {2, 3, 4} <= set(families["lloyd-max"].levels)
+    assert set(shipped.label_bits) == {0, 3}
     assert shipped.ipc.min == 1
     assert set(shipped.selection) == {"random", "herding"}
 

@@ -240,7 +240,7 @@ def test_memory_does_not_grow_with_student_steps(digits):
 
 def planted(data, eta):
     """One expert whose only epoch is what a student does on the start samples with step size `eta`; no augmentation."""
-    plain = replace(data, protocol=PROTOCOL.model_copy(update={"augment": {}}))
+    plain = replace(data, spec=replace(data.spec, invariances={}))
     recipe = changed(MTT, student_lr=eta, student_steps=4, expert_epochs=1, max_start=0, lr_image=1e-30, lr_step=1e-30)
     representation = represent(plain, Allocation(ipc=1, levels=256, quantizer="none", clipping="none"))
     start = experts.build(recipe, plain, 0).weights[0, 0]
@@ -369,7 +369,7 @@ def test_one_draw_a_student_step(data, trained):
     assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(draws)
     for a, b in zip(draws, match.batches(), strict=True):
         assert torch.equal(a, b.draw.affine)
-    bare = replace(data, protocol=PROTOCOL.model_copy(update={"augment": {}}))
+    bare = replace(data, spec=replace(data.spec, invariances={}))
     assert all(b.draw is None for b in build(MTT, bare, represent(bare), trained).next_match().batches())
 
 
@@ -483,7 +483,7 @@ def test_experts_against_a_naive_loop(data, momentum):
     for step in range(4):
         index = order[32 * step : 32 * step + 32].numpy()
         x = data.standardized(torch.from_numpy(data.train.x[index]))
-        x = augmentation.apply(x, augmentation.draw(PROTOCOL.augment, 32, g))
+        x = augmentation.apply(x, augmentation.draw(data.invariances, 32, g))
         loss = F.cross_entropy(network(x), torch.from_numpy(data.train.y[index]))
         slope = torch.cat([s.flatten() for s in torch.autograd.grad(loss, list(network.parameters()))])
         velocity = momentum * velocity + slope
@@ -574,8 +574,9 @@ def test_cache_is_read_the_second_time_and_shared_by_both_methods(data, tmp_path
         ),
         *(
             lambda o, d, s, c=c: (o, replace(d, protocol=PROTOCOL.model_copy(update=c)), s)
-            for c in ({"width": 5}, {"augment": {}}, {"network": "mlp"}, {"batch": 16})
+            for c in ({"width": 5}, {"network": "mlp"}, {"batch": 16})
         ),
+        lambda o, d, s: (o, replace(d, spec=replace(d.spec, invariances={})), s),
     ],
 )
 def test_whatever_shapes_an_expert_is_in_the_key(data, tmp_path, change):
@@ -647,10 +648,10 @@ def test_trajectories_too_large_for_memory_are_refused(data, monkeypatch):
     ("text", "message"),
     [
         ('method = "mtt"\nmax_start = 6', "max_start: must be at most expert_epochs - match_epochs = 5, got 6"),
-        ('method = "mtt"\nmatch_epochs = 7', "max_start: must be at most expert_epochs - match_epochs = -1, got 5"),
+        ('method = "mtt"\nmatch_epochs = 7', "max_start: must be at most expert_epochs - match_epochs = -1, got 3"),
         ('method = "mtt"\nlr_label = 1.0', "lr_label: unknown key"),
-        ('method = "datm"\nfirst_max_start = 6', "first_max_start: must be in min_start..max_start, 0..5, got 6"),
-        ('method = "datm"\nmin_start = 3', "first_max_start: must be in min_start..max_start, 3..5, got 2"),
+        ('method = "datm"\nfirst_max_start = 6', "first_max_start: must be in min_start..max_start, 0..3, got 6"),
+        ('method = "datm"\nmin_start = 3', "first_max_start: must be in min_start..max_start, 3..3, got 1"),
         ('method = "datm"\ngrowth = 1.5', "growth: Input should be less than or equal to 1, got 1.5"),
         ('method = "mtt"\nstudent_steps = 0', "student_steps: Input should be greater than or equal to 1, got 0"),
         ('method = "mtt"\nstudent_lr = 0.0', "student_lr: Input should be greater than 0, got 0.0"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from budgetopt.allocation import Allocation
-from budgetopt.data.dataset import DataSpec
+from budgetopt.data.dataset import GLYPHS, DataSpec
 from budgetopt.errors import InputError
 from budgetopt.options import OneOf, canonical, show
 from budgetopt.quantizers import QUANTIZERS
@@ -63,7 +63,7 @@ def spec_of(initial):
     axes = (0, 2, 3) if initial.x.ndim == 4 else None
     mean, std = (np.reshape(f(initial.x, axis=axes), channels).astype(np.float32) for f in (np.mean, np.std))
     std = np.where(std > 0, std, np.float32(1))
-    return DataSpec("test", initial.x.shape[1:], initial.counts, mean, std, "", "glyph-1")
+    return DataSpec("test", initial.x.shape[1:], initial.counts, mean, std, "", "glyph-1", GLYPHS)
 
 
 def option_values(option):

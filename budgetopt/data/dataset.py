@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from budgetopt.errors import InputError
 
 Arrays = tuple[np.ndarray, np.ndarray]
 MAX_VALIDATION = 10_000
+GLYPHS = {"shift": 0.1, "scale": 1.15, "rotate": 12.0}  # a mirrored digit or letter is another one
+PICTURES = {"shift": 0.1, "scale": 1.15, "rotate": 10.0, "flip": 0.5}
 
 
 class Source(ABC):
@@ -20,6 +24,9 @@ class Source(ABC):
 
     name: str
     protocol: str  # name of the preset that suits it
+    space: str = "image"  # name of the search space that suits it
+    path: Path | None = None  # of sources that are named by one
+    invariances: Mapping[str, float] = {}  # augmentations, by name and strength, that leave the class as it is
 
     @abstractmethod
     def train_arrays(self) -> Arrays:
@@ -28,6 +35,11 @@ class Source(ABC):
     @abstractmethod
     def test_arrays(self) -> Arrays:
         """As `train_arrays`."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was understood of the data or done to them, one line each."""
+        return ()
 
     def check_test_part(self, shape: tuple[int, ...]) -> None:  # noqa: B027 - most sources always have one
         """Raise `InputError` where the test part is missing or of another shape, without reading its values: a search
@@ -58,7 +70,8 @@ class Split:
 @dataclass(frozen=True, eq=False)
 class DataSpec:
     """What later stages know about a dataset. `mean`, `std`: (c,) float32 of the train part, already rounded to
-    the precision of the packed file; `split_hash` is part of every cache key."""
+    the precision of the packed file; `split_hash` is part of every cache key; `invariances`: augmentations under which
+    a method may match real and synthetic samples, whatever the protocol trains with."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,6 +80,7 @@ class DataSpec:
     std: np.ndarray
     split_hash: str
     protocol: str
+    invariances: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:
@@ -124,6 +138,7 @@ class Dataset:
             std=std,
             split_hash=digest.hexdigest()[:16],
             protocol=source.protocol,
+            invariances=source.invariances,
         )
         return cls(source, train, Split(np.ascontiguousarray(x[val_index]), y[val_index]), spec)
 

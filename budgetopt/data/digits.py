@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from budgetopt.data.dataset import Arrays, Source
+from budgetopt.data.dataset import GLYPHS, Arrays, Source
 
 TEST_SHARE, TEST_SEED = 0.3, 0  # one test split for ever: stratified, 30 %, seed 0
 
@@ -12,6 +12,7 @@ TEST_SHARE, TEST_SEED = 0.3, 0  # one test split for ever: stratified, 30 %, see
 class Digits(Source):
     name = "digits"
     protocol = "glyph-1"
+    invariances = GLYPHS
 
     def train_arrays(self) -> Arrays:
         return self._part(0)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from budgetopt.data.dataset import Arrays, Source, channels_first_shape, to_channels_first
+from budgetopt.data.dataset import PICTURES, Arrays, Source, channels_first_shape, to_channels_first
 from budgetopt.errors import InputError
 
 
 class NpzFile(Source):
     """x: (n, f) features, (n, h, w) grey, (n, c, h, w) or (n, h, w, c) images with c = 1 or 3."""
+
+    path: Path
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -23,7 +25,9 @@ class NpzFile(Source):
         first = next((k for k in ("x_train", "x_test") if k in arrays), None)
         if first is None:
             raise InputError(f"{path}: no x_train; a dataset has x_train, y_train, x_test and y_test")
-        self.protocol = "tabular-1" if len(_shape(path, first)) == 2 else "image-1"
+        features = len(_shape(path, first)) == 2
+        self.protocol, self.space = ("tabular-2", "tabular") if features else ("image-2", "image")
+        self.invariances = {} if features else PICTURES
 
     def train_arrays(self) -> Arrays:
         return self._pair("train")

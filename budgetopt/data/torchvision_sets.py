@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from budgetopt.data.dataset import Arrays, Source, to_channels_first
+from budgetopt.data.dataset import GLYPHS, PICTURES, Arrays, Source, to_channels_first
 from budgetopt.errors import InputError
 
 _GLYPHS = {"MNIST", "KMNIST", "SVHN", "USPS"}  # mirrored digits and letters are other ones
@@ -38,7 +38,8 @@ def names() -> list[str]:
 class TorchvisionSet(Source):
     def __init__(self, name: str, root: Path | None) -> None:
         self.name = name
-        self.protocol = "glyph-1" if name in _GLYPHS else "image-1"
+        glyphs = name in _GLYPHS
+        self.protocol, self.invariances = ("glyph-1", GLYPHS) if glyphs else ("image-2", PICTURES)
         self._root = root
 
     def train_arrays(self) -> Arrays:

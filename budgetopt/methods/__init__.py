@@ -12,11 +12,11 @@ import torch
 from budgetopt.methods import cache, experts, gradient_bank, target_bank
 from budgetopt.methods.base import Method, TrainingData
 from budgetopt.methods.bilevel import Bilevel
-from budgetopt.methods.coreset import Refinement
+from budgetopt.methods.coreset import Refined, Refinement
 from budgetopt.methods.distribution_matching import DistributionMatching
 from budgetopt.methods.gradient_matching import GradientMatching
 from budgetopt.methods.trajectory_matching import DifficultyAligned, TrajectoryMatching
-from budgetopt.objective import Objective
+from budgetopt.objective import Objective, Optimised
 from budgetopt.representation import Representation
 
 __all__ = ["METHODS", "Family", "Method", "TrainingData", "build", "shared"]
@@ -54,7 +54,10 @@ def build(
 ) -> Method:
     """The method of `objective`, ready to step. `shared`: what `shared` gave for the objective; without it the method
     makes what it needs itself, once or in every step."""
-    return METHODS[objective.method].make(objective, data, representation, generator, shared)
+    method: Method = METHODS[objective.method].make(objective, data, representation, generator, shared)
+    if isinstance(objective, Optimised) and objective.refine_steps:
+        return Refined(method, objective, data, representation, generator)
+    return method
 
 
 def shared(

@@ -24,6 +24,11 @@ class TrainingData:
     protocol: Protocol
     device: torch.device
 
+    @property
+    def invariances(self) -> dict[str, float]:
+        """Augmentations under which samples keep their class; none for feature vectors."""
+        return dict(self.spec.invariances) if self.spec.is_image else {}
+
     def standardized(self, x: torch.Tensor) -> torch.Tensor:
         """Raw units → what networks take. x: (n, c, h, w) or (n, f), any dtype."""
         shape = (1, -1) + (1,) * (x.dim() - 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from budgetopt.methods.base import Method, Optimizers, TrainingData
-from budgetopt.objective import CoresetObjective
+from budgetopt.objective import CoresetObjective, Optimised
 from budgetopt.representation import Representation
 
 
@@ -33,3 +33,24 @@ class Refinement(Method):
             target = network.embed(self._original)
         features = network.embed(self._data.standardized(self._representation()))
         return self._optimizers.descend(((features - target) ** 2).sum(1).mean())
+
+
+class Refined(Method):
+    """`method` for its steps, then refinement towards the samples as they are then before quantization."""
+
+    def __init__(
+        self,
+        method: Method,
+        objective: Optimised,
+        data: TrainingData,
+        representation: Representation,
+        generator: torch.Generator,
+    ) -> None:
+        self._method, self._objective, self._done = method, objective, 0
+        self._end = data, representation, generator
+
+    def step(self) -> float:
+        if self._done == self._objective.steps:
+            self._method = Refinement(self._objective.refinement(), *self._end)
+        self._done += 1
+        return self._method.step()

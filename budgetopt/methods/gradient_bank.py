@@ -69,11 +69,11 @@ def directions(gradients: Weights) -> torch.Tensor:
 
 
 def augmented_as(objective: GradientMatchingObjective, data: TrainingData) -> TrainingData:
-    """`data` with the augmentation under which gradients are matched in place of the protocol's: none for `dc`."""
+    """`data` with the augmentation under which gradients are matched as its invariances: none for `dc`."""
     own = objective.augment
-    chosen = data.protocol.augment if own is None else own.model_dump(exclude_none=True)
+    chosen = data.invariances if own is None else own.model_dump(exclude_none=True)
     augment = chosen if objective.method == "dsa" else {}
-    return replace(data, protocol=data.protocol.model_copy(update={"augment": augment}))
+    return replace(data, spec=replace(data.spec, invariances=augment))
 
 
 def random_condition(seed: int, data: TrainingData) -> Condition:
@@ -178,8 +178,7 @@ def cached(
         bank = build(objective, data, seed, progress)
         return {"seeds": bank.seeds, "directions": bank.directions}
 
-    protocol = augmented_as(objective, data).protocol
-    augment = sorted(protocol.augment.items()) if data.spec.is_image else []
+    protocol, augment = data.protocol, sorted(augmented_as(objective, data).invariances.items())
     chosen = (objective.bank, objective.real_batch, protocol.network, protocol.width, augment)
     found = cache.arrays(folder, "gradients", ("v1", data.spec.split_hash, chosen, seed), good, make)
     return GradientBank(found["seeds"], found["directions"])

@@ -105,7 +105,7 @@ class GradientMatching(Method):
 
     def _train(self, network: nn.Module, seed: int) -> None:
         """`inner` steps on the samples as they are decoded now, each image under its own draw."""
-        g, augment = generator("network", seed), self._data.protocol.augment if self._data.spec.is_image else {}
+        g, augment = generator("network", seed), self._data.invariances
         training = self._representation.training
         with torch.no_grad():  # in evaluation mode: no noise of a quantizer's surrogate
             x = self._data.standardized(self._representation.eval()())

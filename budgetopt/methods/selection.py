@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from budgetopt.allocation import SELECTIONS, Allocation
+from budgetopt.balance import shared_out
 from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.methods import cache, crops, forgetting
 from budgetopt.methods.base import TrainingData
@@ -77,11 +78,12 @@ class Selector:
 
     def select(self, how: str, ipc: int, seed: int, coding: Allocation | None = None) -> InitialSet:
         """The `ipc` most useful samples of every class (all of a smaller class), best first. `coding`: what the samples
-        go through, for selections that depend on it."""
+        go through, for selections that depend on it, and how they are shared out among the classes."""
+        counts = shared_out(self._spec.class_counts, ipc, "equal" if coding is None else coding.balance)
         if how == "crops":
-            made = [self._known(how).tiles(self._train.x, c, min(ipc, len(m))) for c, m in enumerate(self._members)]
+            made = [self._known(how).tiles(self._train.x, c, count) for c, count in enumerate(counts)]
             return InitialSet(np.concatenate(made), tuple(map(len, made)))
-        index = [self.order(how, c, ipc, seed, coding) for c in range(self._spec.classes)]
+        index = [self.order(how, c, count, seed, coding) for c, count in enumerate(counts)]
         return InitialSet(self._train.x[np.concatenate(index)].astype(np.float32), tuple(map(len, index)))
 
     def order(self, how: str, label: int, count: int, seed: int, coding: Allocation | None = None) -> np.ndarray:
@@ -141,4 +143,6 @@ def _coding(allocation: Allocation | None) -> Allocation:
     """The allocation with all that does not shape decoded samples set aside."""
     if allocation is None:
         raise ValueError(f"{DECODED} needs an allocation")
-    return replace(allocation, objective="coreset", selection="random", ipc=1, label_bits=0, rate_weight=0.0)
+    return replace(
+        allocation, objective="coreset", selection="random", ipc=1, label_bits=0, rate_weight=0.0, balance="equal"
+    )

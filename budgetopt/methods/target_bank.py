@@ -87,8 +87,8 @@ class Condition:
         if weights is not None:
             vector_to_parameters(torch.tensor(weights, device=data.device), network.parameters())
         drawn = None
-        if data.spec.is_image and data.protocol.augment:
-            drawn = augmentation.draw(data.protocol.augment, data.spec.classes, g).to(data.device)
+        if data.invariances:
+            drawn = augmentation.draw(data.invariances, data.spec.classes, g).to(data.device)
         if not bandwidth:
             return cls(network, drawn)
         return cls(network, drawn, Fourier.draw(network.classifier.in_features, bandwidth, g))
@@ -198,9 +198,9 @@ def cached(
         return {name: getattr(bank, name) for name in ARRAYS}
 
     classes, network = data.spec.classes, (data.protocol.network, data.protocol.width)
-    augment = sorted(data.protocol.augment.items())
+    augment = sorted(data.invariances.items())
     weights = sum(p.numel() for p in data.random_network(generator("size")).parameters())
     chosen = (objective.bank, objective.real_batch, objective.trained, objective.kernel)
-    key = ("v2", data.spec.split_hash, chosen, network, augment, seed)
+    key = ("v3", data.spec.split_hash, chosen, network, augment, seed)
     found = cache.arrays(folder, "bank", key, good, make)
     return TargetBank(*(found[name] for name in ARRAYS))

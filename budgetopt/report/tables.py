@@ -42,6 +42,7 @@ def plan_lines(config: SearchConfig, dataset: Dataset, out: str, smallest: int) 
     return [
         ("budget", f"{Budget(config.budget)}, smallest file about {smallest:,} bytes"),
         ("dataset", f"{spec.name}: {sizes}, {spec.classes} classes, samples {'×'.join(map(str, spec.shape))}"),
+        *(("note", note) for note in dataset.source.notes),
         ("protocol", protocol_line(config.protocol)),
         ("objectives", ", ".join(config.objectives)),
         ("search space", config.space_name + (f", starting from {config.init}" if config.init else "")),

@@ -30,7 +30,14 @@ class InitialSet:
 
     def first(self, most: int) -> InitialSet:
         """The first `most` samples of each class."""
-        return InitialSet(self.x[first_of_each(self.counts, most)], tuple(min(c, most) for c in self.counts))
+        return self.taking(tuple(min(c, most) for c in self.counts))
+
+    def taking(self, counts: tuple[int, ...]) -> InitialSet:
+        """The first so many of each class."""
+        starts = np.cumsum(self.counts) - self.counts
+        return InitialSet(
+            self.x[np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])], counts
+        )
 
 
 class Representation(nn.Module):
@@ -70,6 +77,7 @@ class Representation(nn.Module):
         self.quantizer.to(device)
         self.latent = nn.Parameter(self.quantizer.free(coded, self.labels) / self.unit)
         self.label_bits, self._teacher = allocation.label_bits, teacher
+        self._temperature = allocation.label_temperature
         self._lost = x - self.transform.inverse(coded) if self.label_bits else None  # by the transform alone
         self.register_parameter("label_logits", None)
         self.rate_weight = allocation.rate_weight
@@ -114,7 +122,7 @@ class Representation(nn.Module):
 
     def _taught(self, teacher: Teacher, lost: torch.Tensor) -> np.ndarray:
         """(n, C) float64 probabilities."""
-        return teacher.probabilities(self.transform.inverse(self.coded().detach()) + lost)
+        return teacher.probabilities(self.transform.inverse(self.coded().detach()) + lost, self._temperature)
 
     def learn_labels(self, logits: torch.Tensor) -> nn.Parameter:
         """From now on soft labels are the softmax of a parameter. It starts from what the teacher says, or, without

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field
 
 from budgetopt import data, declarative, objective, protocol, space
 from budgetopt.budget import Budget
-from budgetopt.errors import InputError
+from budgetopt.errors import InputError, unknown_name
 from budgetopt.objective import Objective
 from budgetopt.protocol import Protocol
 from budgetopt.space import SearchSpace
@@ -20,6 +20,8 @@ BASELINE = "coreset"  # in every search, whatever objectives are named
 DEFAULT_OBJECTIVES = ("coreset", "dm")
 SMALL_SAMPLE = 256  # values; searches on larger samples get an hour by default
 NO_LIMIT = 30 * 86_400.0  # seconds
+Sampler = Literal["rate-distortion", "tpe"]
+DEFAULT_SAMPLER: Sampler = "tpe"
 DEFAULT_TIME, DEFAULT_TIME_LARGE = 270.0, 3600.0  # seconds
 
 
@@ -28,6 +30,7 @@ class SearchConfig(declarative.Strict):
 
     dataset: str
     data_root: str | None = None
+    label: str | None = None  # the label column of a table
     budget: Annotated[int, Field(ge=1)]  # bytes
     objectives: dict[str, Annotated[Objective, Field(discriminator="method")]]
     space_name: str
@@ -39,12 +42,15 @@ class SearchConfig(declarative.Strict):
     workers: Annotated[int, Field(ge=1)]
     gpus: Annotated[int, Field(ge=0)] = 0
     init: str | None = None
+    sampler: Sampler = "tpe"  # what proposes allocations; runs of earlier versions knew no other
     init_hash: str | None = None  # of the file's content: the same path may hold another set later
 
     @property
     def identity(self) -> str:
         """Hash of what decides the result of a trial: two runs with the same identity are the same run."""
         table = self.model_dump(exclude={"trials", "time_limit", "workers", "gpus", "data_root", "init"})
+        if self.sampler == "tpe":
+            del table["sampler"]
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -75,20 +81,25 @@ def resolve(
     *,
     data_root: str | Path | None = None,
     objectives: tuple[str, ...] | list[str] = (),
-    space_name: str = "image",
+    space_name: str | None = None,
     protocol_name: str | None = None,
     seed: int = 0,
     trials: int | None = None,
     time_limit: float | None = None,
     workers: int | None = None,
     init: str | Path | None = None,
+    label: str | None = None,
+    sampler: str | None = None,
 ) -> tuple[SearchConfig, data.Source]:
     """Turn names into contents, and check them all before anything is written. Raises `InputError`."""
     size = Budget.parse(budget).bytes
     check_limits(time_limit, trials, workers)
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
-    source = data.open_source(dataset, data_root)
+    if sampler is not None and sampler not in get_args(Sampler):
+        raise unknown_name("sampler", sampler, get_args(Sampler))
+    source = data.open_source(dataset, data_root, label)
+    space_name = space_name or source.space
     pairs = [objective.resolve(name) for name in objectives or DEFAULT_OBJECTIVES]
     named: dict[str, Any] = dict(pairs)
     if len(named) < len(pairs):
@@ -97,10 +108,11 @@ def resolve(
         free = BASELINE if BASELINE not in named else f"{BASELINE}-unrefined"
         named = {free: objective.zero_step_coreset(), **named}
     gpus = gpu_count()
-    path = Path(dataset).resolve() if dataset.endswith(".npz") else dataset
     config = SearchConfig(
-        dataset=str(path),
+        dataset=dataset if source.path is None else str(source.path.resolve()),
         data_root=None if data_root is None else str(Path(data_root).resolve()),
+        label=label,
+        sampler=cast(Sampler, sampler or DEFAULT_SAMPLER),
         budget=size,
         objectives=named,
         space_name=space_name,

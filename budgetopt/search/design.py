@@ -23,8 +23,9 @@ OPTIMISED_LEVELS = 4  # between the few levels that suit many samples and the ma
 
 
 class Design:
-    """Coresets at the fewest levels, and every optimised objective at about four, at sizes half a decade apart from the
-    budget down: a valid file within seconds, and both ends of the front in sight of the sampler."""
+    """Coresets at the fewest levels, every optimised objective at about four, at sizes half a decade apart from the
+    budget down: a valid file within seconds, and both ends of the front in sight of the sampler. Where the space has
+    soft labels, coresets of about four levels too, and the finest labels for them and for optimised sets."""
 
     def __init__(self, config: SearchConfig, context: TrialContext, selector: Selector) -> None:
         self._config, self._context, self._selector = config, context, selector
@@ -62,8 +63,8 @@ class Design:
         return largest_fitting(packed, size, least, self._most(), SLACK) or least
 
     def allocations(self) -> list[Allocation]:
-        """The design: coresets of all sizes, optimised sets of all sizes, the other selections in turn; large before
-        small."""
+        """The design: coresets of all sizes, those with soft labels, optimised sets, the other selections in turn;
+        large before small."""
         space = self._config.space
         coreset = self._first
         family = next(c for c in space.quantizer if c.family == coreset.quantizer)
@@ -75,8 +76,11 @@ class Design:
         # herding first, in the shipped space: it needs no luck
         first, *others = space.selections(self._context.spec.shape)[::-1]
         found = [replace(coreset, ipc=ipc, selection=first) for ipc in ipcs]
-        for name in self._optimised:
-            start = replace(coreset, objective=name, selection=first, levels=levels)
+        bits = max(space.label_bits)
+        fine = replace(coreset, selection=first, levels=levels, label_bits=bits)
+        fine = replace(fine, label_temperature=min(space.label_temperature)) if bits else fine
+        for name in [self._coreset, *self._optimised] if bits else self._optimised:
+            start = replace(fine, objective=name)
             found += [replace(start, ipc=self.largest_ipc(start, size / GROWTH)) for size in sizes]
         turns = max(len(ipcs), len(others)) if others else 0  # the others take turns: the design stays small
         found += [

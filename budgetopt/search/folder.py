@@ -91,11 +91,11 @@ class RunFolder:
                 return cls(parent)
         return None
 
-    def dataset(self) -> tuple[str, str | None]:
-        """(dataset, data root) of the run."""
+    def dataset(self) -> tuple[str, str | None, str | None]:
+        """(dataset, data root, label column) of the run."""
         try:
             table = json.loads(self.config.read_text(encoding="utf-8"))
-            return table["dataset"], table.get("data_root")
+            return table["dataset"], table.get("data_root"), table.get("label")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"cannot read {str(self.config)!r}: {error}") from None
 

@@ -99,7 +99,7 @@ def resume_run(
             if not all(path.exists() for path in (out.front_csv, out.front_png)):  # killed before the reports
                 files.write_reports(found, studies.records(study))
             return found
-        source = data.open_source(config.dataset, config.data_root)
+        source = data.open_source(config.dataset, config.data_root, config.label)
         kept = config.model_copy(update={"init": out.init_copy(config)})
         dataset, context, selector = _prepare(kept, source)
         if study.user_attrs.get("split_hash", dataset.spec.split_hash) != dataset.spec.split_hash:
@@ -195,7 +195,15 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
     torch.set_num_threads(1)  # the workers have the cores; asking the sampler is faster on one thread too
     progress.phase = "searching"
     searcher = StudySearcher(
-        run.study, config.space, context, selector, design.most_ipc, config.trials, progress, run.observer
+        run.study,
+        config.space,
+        context,
+        selector,
+        design.most_ipc,
+        config.trials,
+        progress,
+        run.observer,
+        config.sampler,
     )
 
     def stop() -> bool:

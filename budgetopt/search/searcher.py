@@ -15,12 +15,14 @@ from ray.tune.search import Searcher
 from budgetopt.allocation import Allocation
 from budgetopt.methods.selection import Selector
 from budgetopt.search import study as records
+from budgetopt.search.problem import Measures, problem_of
 from budgetopt.search.progress import Observer, Progress
+from budgetopt.search.sampler import RateDistortionSampler
 from budgetopt.seeding import derive
 from budgetopt.space import SearchSpace, possible
-from budgetopt.trial import TrialContext, initial_bytes
+from budgetopt.trial import TrialContext
 
-STARTUP = 12  # trials before the sampler models anything
+STARTUP = 12  # trials before TPE models anything
 MOST_ASKS = 200  # proposals in a row that are too large or known, before the space counts as exhausted
 
 
@@ -40,11 +42,16 @@ class StudySearcher(Searcher):
         trials: int | None,
         progress: Progress,
         observer: Observer,
+        sampler: str = "tpe",
     ) -> None:
         super().__init__(metric=None, mode=None)
-        self._study, self._space, self._context, self._selector = study, space, context, selector
+        self._study, self._space, self._context = study, space, context
         self._most_ipc, self._trials, self._progress, self._observer = most_ipc, trials, progress, observer
         self._live: dict[str, optuna.Trial] = {}
+        self._measures = Measures(context, selector)
+        self._guided: RateDistortionSampler | None = None
+        if sampler == "rate-distortion" and context.budget is not None:
+            self._guided = RateDistortionSampler(problem_of(context, space, most_ipc, self._measures))
         earlier = records.records(study)
         self._seen = {
             r.allocation: r.number
@@ -78,13 +85,7 @@ class StudySearcher(Searcher):
             return Searcher.FINISHED
         for _ in range(MOST_ASKS):
             number_of_trials = len(self._study.get_trials(deepcopy=False))
-            self._study.sampler = optuna.samplers.TPESampler(
-                seed=derive("sampler", self._context.seed, number_of_trials) % 2**32,
-                n_startup_trials=STARTUP,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-            )
+            self._study.sampler = self._sampler(derive("sampler", self._context.seed, number_of_trials) % 2**32)
             trial = self._study.ask()
             allocation = self._space.suggest(trial, list(self._context.objectives), self._most_ipc)
             if self._context.objectives[allocation.objective].steps == 0:  # nothing is trained: no weight of a loss
@@ -101,6 +102,14 @@ class StudySearcher(Searcher):
         self.exhausted = True
         return Searcher.FINISHED
 
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        if self._guided is not None:
+            self._guided.fallback = optuna.samplers.RandomSampler(seed)
+            return self._guided
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True, constant_liar=True
+        )
+
     def _rejected(self, trial: optuna.Trial, allocation: Allocation) -> bool:
         """Tell PRUNED what need not run, and enqueue the nearest allocation that does."""
         if allocation in self._seen:
@@ -111,7 +120,7 @@ class StudySearcher(Searcher):
         if not possible(allocation, self._context.spec.shape):
             self._prune(trial, records.IMPOSSIBLE)
             return True
-        size, budget = initial_bytes(self._context, allocation, self._selector), self._context.budget
+        size, budget = self._measures.initial_bytes(allocation), self._context.budget
         trial.set_user_attr("initial_bytes", size)
         if budget is None:
             return False

@@ -1,4 +1,4 @@
-"""Three claims of the papers, measured again at equal file bytes on Fashion-MNIST.
+"""Five claims of the papers, measured again at equal file bytes on Fashion-MNIST.
 
     python examples/benchmarks/claims.py --out runs/claims --parts loop [--quick]
 
@@ -7,6 +7,9 @@ loop    one and the same distilled set, quantized afterwards; fine-tuned with th
 apot    APoT against uniform levels, both with the quantizer in the loop, 1 to 4 bits (QuADD Fig. 8)
 patches levels for the whole image, for patches (PAQ), for groups of patches (GAQ), then refined, then entropy-coded
         (PTQ for condensation, Table 8)
+bits    one budget, 1 to 8 bits a value, as many samples as fit: real ones, and distilled (BCDC Table 10)
+transfer at one budget a set in float32 and a quantized one, both distilled for the protocol's network, in others
+        (BCDC Table 7, PTQ Table 7)
 
 Sets are distilled by distribution matching, `--files` of them, with 3 trainings of every file. Arms of one comparison
 have the same bytes: a longer file loses samples. Finished rows are kept in DIR; intervals are two-level bootstraps.
@@ -14,6 +17,7 @@ have the same bytes: a longer file loses samples. Finished rows are kept in DIR;
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -34,7 +38,7 @@ from budgetopt.representation import InitialSet, Representation
 from budgetopt.seeding import generator
 
 OPTIONS = {
-    "parts": (("loop", "apot", "patches"), "to run"),
+    "parts": (("loop", "apot", "patches", "bits", "transfer"), "to run"),
     "ipc": (10, "samples a class of the distilled sets of `loop`"),
     "pool": (30, "samples a class of those of `patches`, of which as many as fit are kept"),
     "distil": (500, "steps behind a distilled set"),
@@ -45,6 +49,11 @@ OPTIONS = {
     "patch_levels": ((3, 4), "of `patches`"),
     "side": (5, "of a patch"),
     "groups": (64, "of patches"),
+    "bits_budget": (10_000, "bytes of a file of `bits`"),
+    "bits": ((1, 2, 3, 4, 6, 8), "of `bits`"),
+    "transfer_budget": (31_400, "bytes of a file of `transfer`: one float32 image of 28×28 a class"),
+    "transfer_levels": (4, "of `transfer`"),
+    "networks": (("convnet", "lenet", "alexnet", "resnet18"), "of `transfer`"),
     "bank": (100, "target embeddings"),
     "real_batch": (256, "real samples a class behind one"),
 }
@@ -166,7 +175,7 @@ class Claims(Bench):
                 key = {"kind": "in the loop", "allocation": str(allocation), "budget": args.budget}
                 key |= {"finetune": args.finetune, "bank": args.bank}
                 files[f"{bits}|{family}"] = [
-                    self.file(key | {"draw": d}, lambda a=allocation, d=d: self._fitted(a, d))
+                    self.file(key | {"draw": d}, lambda a=allocation, d=d: self._fitted(a, d, args.budget))
                     for d in range(args.files)
                 ]
         found = self.accuracies(files)
@@ -179,9 +188,8 @@ class Claims(Bench):
         title = f"Claim 3: {args.finetune} steps with the quantizer, {args.budget:,} bytes: accuracy ({args.split}), %"
         self.table(title, "bits|family|samples|bytes|accuracy|minus uniform", rows)
 
-    def _fitted(self, allocation: Allocation, draw: int) -> bytes:
+    def _fitted(self, allocation: Allocation, draw: int, budget: int) -> bytes:
         """Matched with as many samples as fit afterwards: files grow in training, so a second set starts smaller."""
-        budget = self.args.budget
 
         def start(samples: int) -> Representation:
             return self.representation(self.drawn(draw, samples), allocation, draw)
@@ -244,6 +252,61 @@ class Claims(Bench):
                 self.optimised(representation, task, self.args.finetune, draw)
             return records.trimmed(representation, self.args.budget)
 
+    # --- samples or bits ---------------------------------------------------------------------------------------------
+
+    def bits(self) -> None:
+        args = self.args
+        files: dict[str, list[bytes]] = {}
+        for bits in args.bits:
+            for method in ("coreset", "dm"):
+                allocation = Allocation(method, quantizer="uniform", levels=2**bits)
+                key = {"kind": "bits", "allocation": str(allocation), "budget": args.bits_budget}
+                key |= {"finetune": args.finetune, "bank": args.bank} if method == "dm" else {}
+                files[f"{bits}|{method}"] = [
+                    self.file(key | {"draw": d}, lambda a=allocation, d=d: self._of_bits(a, d))
+                    for d in range(args.files)
+                ]
+        found = self.accuracies(files)
+        rows = []
+        for name, groups in found.items():
+            bits, method = name.split("|")
+            difference = records.interval(groups - found[f"{bits}|coreset"], True) if method == "dm" else ""
+            rows.append((bits, method, *records.of_files(files[name]), records.interval(groups), difference))
+        title = f"Claim 2: {args.bits_budget:,} bytes, {args.finetune} steps of dm: accuracy ({args.split}), %"
+        self.table(title, "bits|method|samples|bytes|accuracy|minus coreset", rows)
+
+    def _of_bits(self, allocation: Allocation, draw: int) -> bytes:
+        budget = self.args.bits_budget
+        if allocation.objective == "dm":
+            return self._fitted(allocation, draw, budget)
+        return self.largest(budget, lambda samples: self.representation(self.drawn(draw, samples), allocation, draw))
+
+    # --- other networks ----------------------------------------------------------------------------------------------
+
+    def transfer(self) -> None:
+        args, budget = self.args, self.args.transfer_budget
+        arms = {
+            "float32": Allocation("dm", quantizer="none", levels=256, clipping="none"),
+            f"{args.transfer_levels} levels": Allocation("dm", levels=args.transfer_levels),
+        }
+        key = {"kind": "transfer", "budget": budget, "finetune": args.finetune, "bank": args.bank}
+        files = {
+            name: [
+                self.file(key | {"arm": name, "draw": d}, lambda a=allocation, d=d: self._fitted(a, d, budget))
+                for d in range(args.files)
+            ]
+            for name, allocation in arms.items()
+        }
+        rows = []
+        for network in args.networks:
+            other = Claims(argparse.Namespace(**vars(args) | {"network": network}), self.console)
+            found = other.accuracies(files)
+            floats, quantized = found.values()
+            rows.append((network, *map(records.interval, found.values()), records.interval(quantized - floats, True)))
+        held = ", ".join(f"{name}: {records.of_files(of_arm)[0]} samples" for name, of_arm in files.items())
+        title = f"Claim 6: {budget:,} bytes ({held}), distilled by dm: accuracy ({args.split}), %"
+        self.table(title, "|".join(["network", *arms, "difference"]), rows)
+
 
 @contextlib.contextmanager
 def plain_coding() -> Iterator[None]:
@@ -257,6 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.quick:
         small = {"ipc": 2, "pool": 3, "distil": 2, "finetune": 2, "bank": 2, "real_batch": 8, "budget": 700}
         records.tiny(args, **small, levels=(2,), clipping=("minmax",), patch_levels=(3,), side=3, groups=4)
+        records.tiny(args, bits_budget=700, bits=(2,), transfer_budget=2_800, networks=("convnet", "lenet"))
     torch.set_num_threads(1)
     claims = Claims(args, records.console())
     for part in args.parts:

@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not isinstance(matching, DistributionMatchingObjective):
         parser.error(f"{args.objective} is not an objective of method dm")
     update: dict[str, Any] = {"steps": args.steps} if args.steps else {}
-    recipe = PRESETS["image-1"].model_copy(update={"width": args.width})
+    recipe = PRESETS["image-2"].model_copy(update={"width": args.width})
     if args.quick:
         args.dataset, args.ipc, args.repeats, args.fresh = "digits", 1, 2, 2
         args.trials, args.seeds, args.minutes = 2, 2, 0.003

@@ -84,7 +84,8 @@ class Bench:
     @cached_property
     def protocol(self) -> Protocol:
         preset = PRESETS[open_source(self.args.dataset, self.args.data).protocol]
-        return preset.model_copy(update={"width": self.args.width, "steps": self.args.steps})
+        network = self.args.network or preset.network
+        return preset.model_copy(update={"network": network, "width": self.args.width, "steps": self.args.steps})
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -276,6 +277,7 @@ def arguments(doc: str | None, options: Mapping[str, tuple[Any, str]]) -> argpar
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
     common: dict[str, tuple[Any, str]] = {
         "dataset": ("FashionMNIST", "any that the package knows"),
+        "network": ("", "of the trainings; the protocol's where it is empty"),
         "width": (32, "of the network"),
         "steps": (250, "of a training"),
         "files": (3, "independent files of every arm"),

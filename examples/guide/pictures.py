@@ -80,7 +80,7 @@ def variant(name: str, x: np.ndarray, counts: tuple[int, ...]) -> tuple[Allocati
         quantizer_options=quantizer_options,
     )
     mean, std = np.full(3, 128.0, np.float32), np.full(3, 64.0, np.float32)
-    spec = DataSpec("photographs", x.shape[1:], counts, mean, std, "", "image-1")
+    spec = DataSpec("photographs", x.shape[1:], counts, mean, std, "", "image-2")
     generator = torch.Generator().manual_seed(0)
     made = Representation(InitialSet(x, counts), allocation, spec, 1, torch.device("cpu"), generator)
     data = pack(made.packed())

@@ -1,0 +1,243 @@
+"""What a study says, as arrays for the rate–distortion model: kinds of allocations, trials, rungs and packings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from budgetopt.allocation import Allocation
+from budgetopt.errors import InputError
+from budgetopt.search import study as studies
+from budgetopt.search.error_model import log_odds
+from budgetopt.search.problem import Problem
+from budgetopt.search.rate_distortion import History, Kinds, Points, rung_offset, works
+from budgetopt.search.rate_model import GROWTH_SPREAD, Codings, Packings, RateModel, fit_growth
+
+CODED = tuple(f.name for f in fields(Allocation) if f.name not in ("objective", "ipc", "rate_weight"))
+CHOSEN = tuple(
+    f.name
+    for f in fields(Allocation)
+    if f.name not in ("objective", "ipc", "levels", "clipping", "transform_options", "quantizer_options")
+)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One trial. kind: its allocation with one sample a class; settled: it need not be proposed again; bytes, samples,
+    accuracy, error: at the last rung of a finished one; rungs: (accuracy, error) below the last, or all there are."""
+
+    number: int
+    allocation: Allocation
+    kind: Allocation
+    state: str  # of `study.Record`
+    initial_bytes: int | None
+    bytes: float | None
+    samples: int | None
+    accuracy: float | None
+    error: float
+    rungs: Mapping[int, tuple[float, float]]
+
+    @property
+    def settled(self) -> bool:
+        return self.state != "interrupted"
+
+
+def observe(trial: FrozenTrial, allocation_of: Callable[[Mapping[str, Any]], Allocation]) -> Observed | None:
+    """None for a trial that is no allocation (yet). Studies written by others have only parameters and values."""
+    record = studies.record(trial)
+    allocation = record.allocation
+    if allocation is None:
+        try:
+            allocation = allocation_of(trial.params or trial.system_attrs.get("fixed_params", {}))
+        except (KeyError, InputError):
+            return None
+    rungs = {rung: (float(r["accuracy"]), float(r.get("error") or 0.0)) for rung, r in record.rungs.items()}
+    size, accuracy, error, samples = record.bytes, record.accuracy, record.error or 0.0, record.samples
+    if record.state != "complete":
+        size = accuracy = samples = None
+    elif accuracy is None or size is None:
+        log_size, accuracy = trial.values
+        size = 2.0**log_size  # type: ignore[assignment]
+    else:
+        rungs.pop(max(rungs))
+    known = trial.user_attrs.get("initial_bytes")
+    kind = replace(allocation, ipc=1)
+    return Observed(trial.number, allocation, kind, record.state, known, size, samples, accuracy, error, rungs)
+
+
+class KindTable:
+    """All kinds, those offered first, as arrays; the rate model. methods: objectives, sorted."""
+
+    def __init__(self, offered: Sequence[Allocation], observed: Sequence[Observed], problem: Problem) -> None:
+        self._problem = problem
+        self.kinds = list(dict.fromkeys([*offered, *(o.kind for o in observed)]))
+        self._index = {kind: i for i, kind in enumerate(self.kinds)}
+        self.methods = sorted({kind.objective for kind in self.kinds})
+        measured = [problem.measure(kind) for kind in self.kinds]
+        codings, families = _indices(map(_coding, self.kinds)), _indices(map(_family, self.kinds))
+        of_coding = np.unique(codings, return_index=True)[1]
+        packed = [o for o in observed if o.initial_bytes is not None]
+        self.rate = RateModel(
+            Codings(
+                np.array([measured[k].bits for k in of_coding], np.float64),
+                np.array([measured[k].values for k in of_coding], np.float64),
+                families[of_coding],
+            ),
+            Packings(
+                codings[[self._at(o) for o in packed]] if packed else np.zeros(0, np.int64),
+                np.array([problem.samples(o.allocation.ipc) for o in packed], np.float64),
+                np.array([o.initial_bytes for o in packed], np.float64),
+            ),
+        )
+        growth = self._growth(observed)
+        self.arrays = Kinds(
+            method=np.array([self.methods.index(k.objective) for k in self.kinds]),
+            delta=np.array([m.distortion for m in measured], np.float64),
+            levels=np.array([k.levels for k in self.kinds], np.float64),
+            choices=_one_hot([_choices(k) for k in self.kinds]),
+            coding=codings,
+            growth=growth[0],
+            growth_std=growth[1],
+            works=self._works(observed),
+        )
+
+    def history(self, observed: Sequence[Observed]) -> tuple[History, list[int]]:
+        """→ (history, numbers of the finished trials)."""
+        samples = self._problem.validation
+        complete = [o for o in observed if o.accuracy is not None]
+        g, variance = log_odds(
+            np.array([o.accuracy for o in complete], np.float64), np.array([o.error for o in complete]), samples
+        )
+        offsets = self._offsets(complete)
+        part = [o for o in observed if o.state in ("stopped", "running") and o.rungs]
+        reached = [max(o.rungs) for o in part]
+        at_rung = np.array([o.rungs[r] for o, r in zip(part, reached, strict=True)], np.float64).reshape(-1, 2)
+        part_g, part_variance = log_odds(at_rung[:, 0], at_rung[:, 1], samples)
+        extra = np.array([offsets[self._rung(o, r)] for o, r in zip(part, reached, strict=True)]).reshape(-1, 2)
+        history = History(
+            finished=self._points(complete),
+            g=g,
+            variance=variance,
+            log_bytes=np.log2(np.array([o.bytes for o in complete], np.float64)),
+            others=self._points(part),
+            others_g=part_g + extra[:, 0],
+            others_variance=part_variance + extra[:, 1],
+            pending=self._points([o for o in observed if o.state in ("running", "waiting")]),
+        )
+        return history, [o.number for o in complete]
+
+    def _at(self, observed: Observed) -> int:
+        return self._index[observed.kind]
+
+    def _points(self, observed: Sequence[Observed]) -> Points:
+        """Those that were cut to fit have fewer samples than asked for."""
+        count = [o.samples or self._problem.samples(o.allocation.ipc) for o in observed]
+        n = np.array(count, np.float64) / len(self._problem.class_counts)
+        return Points(np.array([self._at(o) for o in observed], np.int64), n)
+
+    def _rung(self, observed: Observed, rung: int) -> tuple[bool, int]:
+        """Rungs are shares of different things where nothing is optimised."""
+        return observed.allocation.objective in self._problem.trained, rung
+
+    def _offsets(self, complete: Sequence[Observed]) -> dict[tuple[bool, int], tuple[float, float]]:
+        pairs: dict[tuple[bool, int], list[tuple[float, float]]] = defaultdict(list)
+        for o in complete:
+            for rung, (accuracy, _) in o.rungs.items():
+                pairs[self._rung(o, rung)].append((accuracy, o.accuracy or 0.0))
+        samples = self._problem.validation
+
+        class Offsets(dict):  # of rungs that no finished trial has: the prior
+            def __missing__(self, key: Any) -> tuple[float, float]:
+                return rung_offset(np.zeros(0), np.zeros(0))
+
+        found = Offsets()
+        for key, values in pairs.items():
+            below, last = np.array(values).T
+            zero = np.zeros(len(values))
+            found[key] = rung_offset(log_odds(below, zero, samples)[0], log_odds(last, zero, samples)[0])
+        return found
+
+    def _growth(self, observed: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray]:
+        """(K,) mean and spread of the logarithm; none of sets that are not optimised."""
+        trained, problem = self._problem.trained, self._problem
+        methods, kinds, values = [], [], []
+        for o in observed:
+            if o.allocation.objective not in trained or not o.initial_bytes:
+                continue
+            start = float(problem.samples(o.allocation.ipc))
+            if o.bytes is not None:
+                grown = float(np.log(o.bytes / (o.samples or start) * start / o.initial_bytes))
+            elif o.state == "infeasible":  # at least so much, since not even its smallest part fitted
+                grown = float(np.log(problem.budget / o.initial_bytes)) + GROWTH_SPREAD
+            else:
+                continue
+            methods.append(o.allocation.objective)
+            kinds.append(_growth_kind(o.allocation))
+            values.append(grown)
+        growth = fit_growth(methods, kinds, values)
+        found = [growth.of(k.objective, _growth_kind(k)) if k.objective in trained else (0.0, 0.0) for k in self.kinds]
+        return np.array([mean for mean, _ in found]), np.array([spread for _, spread in found])
+
+    def _works(self, observed: Sequence[Observed]) -> np.ndarray:
+        """(K,) by method and quantizer, drawn to the method's."""
+        ended = [o for o in observed if o.state in ("complete", "stopped", "failed")]
+        at = [self._at(o) for o in ended]
+        failed = np.array([o.state == "failed" for o in ended], np.float64)
+
+        def counted(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            size = int(index.max()) + 1
+            return np.bincount(index[at], failed, minlength=size), np.bincount(index[at], minlength=size)
+
+        methods = _indices(k.objective for k in self.kinds)
+        families = _indices((k.objective, k.quantizer) for k in self.kinds)
+        of_method = works(*counted(methods))[methods]
+        of_family = of_method[np.unique(families, return_index=True)[1]]
+        return works(*counted(families), of_family)[families]
+
+
+def _coding(a: Allocation) -> Hashable:
+    """What decides the size of an initial set, its number of samples set aside."""
+    return tuple(getattr(a, name) for name in CODED)
+
+
+def _family(a: Allocation) -> Hashable:
+    """Packings of these say most about each other."""
+    return a.transform, a.transform_options, a.quantizer, a.label_bits
+
+
+def _growth_kind(a: Allocation) -> Hashable:
+    return a.objective, a.levels, a.rate_weight
+
+
+def _choices(a: Allocation) -> list[str]:
+    """Everything that is not a number of the law, clipping and options by what they belong to."""
+    return [
+        *(f"{name}={getattr(a, name)}" for name in CHOSEN),
+        f"{a.quantizer}.clipping={a.clipping}",
+        *(f"{a.transform}.{name}={value}" for name, value in a.transform_options),
+        *(f"{a.quantizer}.{name}={value}" for name, value in a.quantizer_options),
+    ]
+
+
+def _one_hot(chosen: Sequence[Sequence[str]]) -> np.ndarray:
+    """(K, k) of those choices that some have and some have not."""
+    counts: dict[str, int] = {}
+    for names in chosen:
+        for name in names:
+            counts[name] = counts.get(name, 0) + 1
+    column = {name: i for i, name in enumerate(sorted(n for n, c in counts.items() if c < len(chosen)))}
+    found = np.zeros((len(chosen), len(column)))
+    for row, names in enumerate(chosen):
+        found[row, [column[name] for name in names if name in column]] = 1.0
+    return found
+
+
+def _indices(keys: Iterable[Hashable]) -> np.ndarray:
+    """Index of every key among the distinct ones, in order of their first appearance."""
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(key, len(seen)) for key in keys], np.int64)

@@ -1,0 +1,70 @@
+"""A table is recorded once and goes on where it was stopped; the comparison of searches prints its figures."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tables import law_table
+
+from budgetopt.search.recorded import Table
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """`main` of a benchmark."""
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield lambda name: runpy.run_path(str(FOLDER / name))
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.long
+def test_a_recording_is_resumable(tmp_path, script):
+    main = script("record_table.py")["main"]
+    arguments = ["--quick", "--out", str(tmp_path / "rows"), "--table", str(tmp_path / "t.npz")]
+    main(arguments)
+    rows = (tmp_path / "rows" / "rows.jsonl").read_text()
+    first = Table.load(tmp_path / "t.npz")
+    (tmp_path / "rows" / "rows.jsonl").write_text("".join(rows.splitlines(keepends=True)[:-1]) + '{"key": {"da')
+    main(arguments)
+    again = Table.load(tmp_path / "t.npz")
+    assert len(first.allocations) == 8
+    np.testing.assert_array_equal(first.final, again.final)
+    np.testing.assert_array_equal(first.bytes, again.bytes)
+    coreset, optimised = (a.objective for a in (first.allocations[0], first.allocations[-1]))
+    assert (coreset, optimised) == ("coreset", "dm")
+    assert [first.last(i, 0) for i in (0, 7)] == [1, 2]
+    assert (np.diff(first.seconds[0, 0, :2]) > 0).all()
+    assert (first.codings[:, 0] > 0).all()
+
+
+def test_the_comparison_prints_every_figure(tmp_path, script, capsys):
+    law_table().save(tmp_path / "law.npz")
+    names = ["random", "TPE", "NSGA-II", "MO-ASHA, random", "ours"]
+    script("search.py")["main"](
+        ["--table", str(tmp_path / "law.npz"), "--runs", "2", "--trials", "10", "--searches", *names]
+    )
+    out = capsys.readouterr().out
+    for name in names:
+        assert out.count(name) >= 5
+    for figure in ("share of the full hypervolume", "virtual seconds", "accuracy", "to 95% of the hypervolume"):
+        assert figure in out
+
+
+def test_halving_keeps_its_share(script):
+    asha = script("search.py")["Asha"](by_rank=False)
+    told = [
+        asha.on_trial_result(None, None, {"rung": 0, "last": False, "bytes": 100, "accuracy": a})
+        for a in (0.5, 0.6, 0.4, 0.55, 0.7)
+    ]
+    assert told == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE", "CONTINUE"]
+    assert asha.on_trial_result(None, None, {"rung": 1, "last": True, "bytes": 1, "accuracy": 0.0}) == "CONTINUE"
+    ranked = script("search.py")["Asha"](by_rank=True)
+    small = {"rung": 0, "last": False, "bytes": 10, "accuracy": 0.1}
+    large = {"rung": 0, "last": False, "bytes": 100, "accuracy": 0.9}
+    beaten = {"rung": 0, "last": False, "bytes": 120, "accuracy": 0.05}
+    assert [ranked.on_trial_result(None, None, r) for r in (large, small, beaten)] == ["CONTINUE", "CONTINUE", "STOP"]
