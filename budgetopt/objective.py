@@ -68,7 +68,7 @@ class DistributionMatchingObjective(Optimised):
 class TrajectoryObjective(Optimised):
     """What the two methods of trajectory matching have in common."""
 
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 400
     lr_image: Rate = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     student_steps: Annotated[int, Field(ge=1, le=10_000)] = 10

@@ -326,6 +326,7 @@ def test_search_and_eval_of_a_table(tmp_path, monkeypatch, capsys):
     assert found.best.bytes <= 400
     again = api.evaluate("r/best.bopt")
     assert again.accuracy == pytest.approx(found.best.accuracy)
+    capsys.readouterr()  # what Ray says where the API starts it
     monkeypatch.setattr("sys.argv", ["budgetopt", "eval", "r/best.bopt", "--dataset", "d", "--label", "grup"])
     with pytest.raises(SystemExit) as exit_code:
         cli.main()

@@ -240,7 +240,7 @@ def test_memory_does_not_grow_with_student_steps(digits):
 
 def planted(data, eta):
     """One expert whose only epoch is what a student does on the start samples with step size `eta`; no augmentation."""
-    plain = replace(data, spec=replace(data.spec, invariances={}))
+    plain = replace(data, protocol=PROTOCOL.model_copy(update={"augment": {}}))
     recipe = changed(MTT, student_lr=eta, student_steps=4, expert_epochs=1, max_start=0, lr_image=1e-30, lr_step=1e-30)
     representation = represent(plain, Allocation(ipc=1, levels=256, quantizer="none", clipping="none"))
     start = experts.build(recipe, plain, 0).weights[0, 0]
@@ -369,7 +369,7 @@ def test_one_draw_a_student_step(data, trained):
     assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(draws)
     for a, b in zip(draws, match.batches(), strict=True):
         assert torch.equal(a, b.draw.affine)
-    bare = replace(data, spec=replace(data.spec, invariances={}))
+    bare = replace(data, protocol=PROTOCOL.model_copy(update={"augment": {}}))
     assert all(b.draw is None for b in build(MTT, bare, represent(bare), trained).next_match().batches())
 
 
@@ -483,7 +483,7 @@ def test_experts_against_a_naive_loop(data, momentum):
     for step in range(4):
         index = order[32 * step : 32 * step + 32].numpy()
         x = data.standardized(torch.from_numpy(data.train.x[index]))
-        x = augmentation.apply(x, augmentation.draw(data.invariances, 32, g))
+        x = augmentation.apply(x, augmentation.draw(PROTOCOL.augment, 32, g))
         loss = F.cross_entropy(network(x), torch.from_numpy(data.train.y[index]))
         slope = torch.cat([s.flatten() for s in torch.autograd.grad(loss, list(network.parameters()))])
         velocity = momentum * velocity + slope
@@ -574,9 +574,8 @@ def test_cache_is_read_the_second_time_and_shared_by_both_methods(data, tmp_path
         ),
         *(
             lambda o, d, s, c=c: (o, replace(d, protocol=PROTOCOL.model_copy(update=c)), s)
-            for c in ({"width": 5}, {"network": "mlp"}, {"batch": 16})
+            for c in ({"width": 5}, {"augment": {}}, {"network": "mlp"}, {"batch": 16})
         ),
-        lambda o, d, s: (o, replace(d, spec=replace(d.spec, invariances={})), s),
     ],
 )
 def test_whatever_shapes_an_expert_is_in_the_key(data, tmp_path, change):

@@ -108,7 +108,7 @@ def _train(
     """Fill `trajectory` (epochs + 1, P) with the weights of one network; `stepped` is called after every step."""
     network = data.random_network(g).requires_grad_(True)
     optimizer = torch.optim.SGD(network.parameters(), objective.expert_lr, objective.expert_momentum)
-    augment, batch = data.invariances, min(data.protocol.batch, len(y))
+    augment, batch = data.protocol.augment if data.spec.is_image else {}, min(data.protocol.batch, len(y))
     order = torch.empty(0, dtype=torch.long)
     for epoch in range(len(trajectory)):
         for _ in range(epoch_steps(objective, data) if epoch else 0):
@@ -153,7 +153,7 @@ def cached(
         return weights.shape == shape and weights.dtype == np.float32 and bool(np.isfinite(weights).all())
 
     recipe = epoch_steps(objective, data), objective.expert_lr, objective.expert_momentum
-    network = protocol.network, protocol.width, protocol.batch, sorted(data.invariances.items())
+    network = protocol.network, protocol.width, protocol.batch, sorted(protocol.augment.items())
     key = ("v1", data.spec.split_hash, *shape, recipe, network, seed)
     found = cache.arrays(
         folder, "experts", key, good, lambda: {"weights": build(objective, data, seed, progress).weights}
