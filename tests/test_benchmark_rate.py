@@ -20,6 +20,7 @@ RUNS = {
     ),
     "rungs": (["--quick"], ["Spearman [95 %]", "200 to 400", "8 steps", "0.25"]),
     "beam": (["--quick"], ["random, sqrt, soft labels", "all data", "Claim 5", "2 bits, without"]),
+    "augmentation": (["--quick"], ["shift, scale, rotate", "minus none"]),
     "methods": (["--quick"], ["random", "datm", "minus random"]),
     "recipe": (["--quick"], ["20 epochs of SGD", "dsa, 1 a class", "mean of all files"]),
     "claims": (["--quick"], ["Claim 1", "Claim 2", "Claim 4", "Claim 6", "control", "GAQ, refined", "lenet"]),

@@ -51,7 +51,7 @@ OPTIONS = {
     "groups": (64, "of patches"),
     "bits_budget": (10_000, "bytes of a file of `bits`"),
     "bits": ((1, 2, 3, 4, 6, 8), "of `bits`"),
-    "transfer_budget": (31_400, "bytes of a file of `transfer`: one float32 image of 28×28 a class"),
+    "transfer_budget": (31_500, "bytes of a file of `transfer`: one float32 image of 28×28 a class"),
     "transfer_levels": (4, "of `transfer`"),
     "networks": (("convnet", "lenet", "alexnet", "resnet18"), "of `transfer`"),
     "bank": (100, "target embeddings"),
