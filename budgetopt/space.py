@@ -260,7 +260,7 @@ class SearchSpace(declarative.Strict):
             f"{allocation.quantizer}.clipping": allocation.clipping,
             **choice.option_parameters(allocation.quantizer_options),
             "label_bits": self.label_bits.index(allocation.label_bits),
-            "rate_weight": self.rate_weight.index(allocation.rate_weight),
+            "rate_weight": self._weight_at(allocation),
             "label_temperature": self._temperature_at(allocation),
             "balance": allocation.balance,
         }
@@ -311,6 +311,10 @@ class SearchSpace(declarative.Strict):
             "label_temperature": tuple(sorted(set(self.label_temperature))),
         }
         return self.model_copy(update={"quantizer": choices, **ordered})
+
+    def _weight_at(self, allocation: Allocation) -> int:
+        """A set that is not optimised has no weight; the parameter is there all the same."""
+        return self.rate_weight.index(allocation.rate_weight) if allocation.rate_weight in self.rate_weight else 0
 
     def _temperature_at(self, allocation: Allocation) -> int:
         """Hard labels have none, the parameter has."""

@@ -384,3 +384,10 @@ def test_possible_says_what_samples_can_take():
     assert not space.possible(Allocation(transform="dct", transform_options=(("keep", 9.0),)), pictures)
     assert space.possible(Allocation(rate_weight=0.5), pictures)
     assert not space.possible(Allocation(quantizer="jpeg", levels=256, clipping="none", rate_weight=0.5), pictures)
+
+
+def test_a_space_without_weight_zero_holds_coresets_too(write):
+    found = space.resolve(write("rate_weight = [0.3, 1.0]\n" + MINE))
+    start = found.kinds("coreset", (1, 8, 8))[0]
+    assert start.rate_weight == 0.0
+    assert found.parameters(start, 10)["rate_weight"] == 0

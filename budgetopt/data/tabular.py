@@ -6,9 +6,10 @@ test data by the file alone: columns of text and columns with gaps are refused, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -185,19 +186,16 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
     return table
 
 
-class _one_line:  # noqa: N801 - a context manager, used as a function
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
     """Whatever a file that is not what its name says makes of its reader becomes one line."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InputError):
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"cannot read the dataset {str(self._path)!r}: {reason}") from None
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot read the dataset {str(path)!r}: {reason}") from None
 
 
 def _label_column(schema: pa.Schema, wanted: str | None, path: Path) -> tuple[str, str]:

@@ -53,9 +53,6 @@ class SpaceCandidates:
         self._pool = everything if everything is not None else self._drawn()
 
     def parameters(self, allocation: Allocation) -> dict[str, Any]:
-        weights = self._space.rate_weight
-        if allocation.rate_weight not in weights:  # of a set that is not optimised: it has none, the parameter has
-            allocation = replace(allocation, rate_weight=weights[0])
         return self._space.parameters(allocation, self._most)
 
     def allocation(self, parameters: Mapping[str, Any]) -> Allocation:
