@@ -98,3 +98,16 @@ def test_trimmed_file_loses_single_samples(benchmark_named, digits):
     rows = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
     assert np.array_equal(unpack(cut).decode(), kept[rows])
     assert records.trimmed(representation, len(whole)) == whole
+
+
+def test_a_set_is_optimised_though_its_cost_is_known(benchmark_named, tmp_path):
+    """Killed after the one row and before the other, or run again in the same folder."""
+    benchmark, records = benchmark_named("methods"), benchmark_named("records")
+    from budgetopt.objective import GradientMatchingObjective
+
+    args = records.arguments("", benchmark.OPTIONS).parse_args(["--out", str(tmp_path)])
+    bench = benchmark.Methods(records.tiny(args), records.console())
+    recipe = GradientMatchingObjective(method="dc", steps=2, bank=0, real_batch=8, lr_image=50.0)
+    key = {"method": "dc", "recipe": recipe.model_dump(mode="json"), "ipc": 1, "draw": 0}
+    bench.rows.once(bench._cost(key), lambda: {"seconds": 1.0, "fall": 1.0})
+    assert bench.made("dc", recipe, 1, 0) != bench.made("random", None, 1, 0)

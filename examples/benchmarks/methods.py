@@ -50,10 +50,15 @@ class Methods(records.Bench):
             allocation = Allocation(ipc=ipc, levels=256, quantizer="none", clipping="none")
             representation = self.representation(initial, allocation, draw)
             if recipe is not None:
-                self.rows.once(key | {"cost": True}, lambda: self._optimise(name, recipe, representation, draw))
+                cost = self._optimise(name, recipe, representation, draw)
+                self.rows.once(self._cost(key), lambda: cost)
             return pack(representation.packed())
 
         return self.file(key, make)
+
+    def _cost(self, key: Mapping[str, Any]) -> dict[str, Any]:
+        """Key of what a set cost to make."""
+        return {"cost of": dict(key), "protocol": self.protocol.hash, "dataset": self.args.dataset}
 
     def made_all(self, name: str, recipe: Objective | None, ipc: int) -> list[bytes]:
         """One set for every draw."""
@@ -76,8 +81,8 @@ class Methods(records.Bench):
         """Steps; milliseconds of processor time in each; the loss of their last tenth, as a share of the first's."""
         if recipe is None:
             return "", "", ""
-        key = {"method": name, "recipe": recipe.model_dump(mode="json"), "ipc": ipc, "cost": True}
-        found = [self.rows.once(key | {"draw": draw}, dict) for draw in range(self.args.files)]
+        key = {"method": name, "recipe": recipe.model_dump(mode="json"), "ipc": ipc}
+        found = [self.rows.once(self._cost(key | {"draw": draw}), dict) for draw in range(self.args.files)]
         seconds, fall = (np.mean([row[what] for row in found]) for what in ("seconds", "fall"))
         return f"{recipe.all_steps:,}", f"{1000 * seconds:.0f}", f"{fall:.2f}"
 
