@@ -14,6 +14,7 @@ import torch
 
 from budgetopt import networks
 from budgetopt.allocation import TEMPERATURE
+from budgetopt.errors import TrialFailure
 from budgetopt.evaluation import Standardize, TrainingSet, train_network
 from budgetopt.protocol import Protocol
 from budgetopt.seeding import derive, generator
@@ -60,6 +61,8 @@ def train(data: TrainingData, seed: int, progress: Callable[[int, int], None] = 
         torch.set_num_threads(1)
     try:
         net = train_network(subject, _longer(data.protocol), _seed(data, seed), data.device, progress)
+    except TrialFailure as failure:
+        raise TrialFailure(f"the teacher of the soft labels: {failure}") from None
     finally:
         torch.set_num_threads(threads)
     weights = {name: value.detach().cpu().numpy() for name, value in net.state_dict().items()}

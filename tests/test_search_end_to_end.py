@@ -338,13 +338,16 @@ def test_trials_that_fail_are_recorded_and_the_search_goes_on(tmp_path):
 
 def test_search_where_every_trial_fails_says_why(tmp_path):
     protocol = quick_protocol(tmp_path, QUICK + "lr = 1e30\n")
-    done = command(
-        "search", "--budget", "1kb", "--trials", 3, "--workers", 2, "--protocol", protocol, "--out", "run",
-        folder=tmp_path, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.startswith("budgetopt: error: all 3 trials failed")
-    assert "diverged" in done.stderr
+    hard = 'selection = ["random"]\ntransform = ["identity"]\n[[quantizer]]\nfamily = "uniform"\nlevels = [2, 3, 4]\n'
+    (tmp_path / "hard.toml").write_text(hard)
+    for space, says in (("hard.toml", "all 3 trials failed"), ("image", "the teacher of the soft labels: ")):
+        done = command(
+            "search", "--budget", "1kb", "--trials", 3, "--workers", 2, "--protocol", protocol, "--space", space,
+            "--out", f"run-{space}", folder=tmp_path, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"budgetopt: error: {says}")
+        assert "diverged" in done.stderr
 
 
 def test_every_method_starts_from_the_given_set(finished, tmp_path):
