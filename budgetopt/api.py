@@ -108,8 +108,7 @@ def evaluate(
 
     Without `dataset` the file must lie in a run folder. protocol: a preset or the path of a TOML, in place of the
     file's; network, seeds: override the protocol. With none of them the figure repeats the one that a run reported,
-    since the seeds follow from the file. Raises `InputError` for wrong input,
-    `TrialFailure` where a training diverges.
+    since the seeds follow from the file. Raises `InputError` for wrong input, `TrialFailure` where a training diverges.
     """
     settings: dict[str, Any] = {"seeds": seeds, "data_root": data_root, "label": label, "protocol": protocol}
     found = next(compare(path, dataset, networks=[network], **settings)).evaluation

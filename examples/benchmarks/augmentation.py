@@ -16,7 +16,6 @@ import torch
 
 from budgetopt import single
 from budgetopt.data import open_source
-from budgetopt.data.dataset import GLYPHS, PICTURES
 from budgetopt.protocol import PRESETS, Protocol
 
 SETS = (
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = open_source(args.dataset, args.data)
     args.steps = args.steps or PRESETS[source.protocol].steps
     torch.set_num_threads(1)
-    full = GLYPHS if source.protocol.startswith("glyph") else PICTURES
+    full = dict(source.invariances)
     ways = {"none": {}, "flip": {"flip": 0.5}, ", ".join(full): full}
     bench = records.Bench(args, records.console())
     files = {}

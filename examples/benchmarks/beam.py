@@ -15,7 +15,6 @@ over files and trainings where there are several files, else Student's t over tr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import records
@@ -81,21 +80,13 @@ class Beam(Bench):
     def _run(self, jobs: Sequence[tuple[dict[str, object], evaluation.TrainingSet, list[int]]]) -> None:
         if not jobs:
             return
-        tested = self.dataset.load_test() if self.args.split == "test" else self.dataset.val
+        tested = self.tested
 
         def one(key: dict[str, object], subject: evaluation.TrainingSet, seeds: list[int]) -> None:
             found = evaluation.evaluate_set(subject, tested, self.protocol, seeds, CPU).scores
             self.rows.once(key, lambda: [[score.accuracy, score.macro_f1] for score in found])
 
-        with ThreadPoolExecutor(self.args.parallel) as pool:
-            try:
-                futures = [pool.submit(one, *job) for job in jobs]
-                for done, future in enumerate(as_completed(futures), 1):
-                    future.result()
-                    self.console.print(f"training on file {done} of {len(jobs)}", style="dim")
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        self.at_once(one, jobs, "training on file")
 
     def decoded(self, files: Mapping[str, Sequence[bytes]]) -> dict[str, list[evaluation.TrainingSet]]:
         return {name: [evaluation.TrainingSet.of(unpack(f)) for f in of_arm] for name, of_arm in files.items()}

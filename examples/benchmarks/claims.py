@@ -73,9 +73,7 @@ class Claims(Bench):
     def optimised(self, representation: Representation, task: Objective, steps: int, draw: int) -> Representation:
         bank = self.bank if task is self.matching else None
         method = methods.build(task, self.data, representation, generator("claims", draw), bank)
-        for step in range(steps):
-            representation.quantizer.progress = (step + 1) / steps
-            method.step()
+        records.optimise(method, representation, steps)
         return representation
 
     def floats(self, initial: InitialSet, draw: int) -> Representation:

@@ -69,10 +69,8 @@ class Methods(records.Bench):
         known = methods.shared(recipe, self.data, 0, self.args.out / "shared")
         self.console.print(f"distilling by {name}; shared material: {time.monotonic() - started:.0f} s", style="dim")
         method = methods.build(recipe, self.data, representation, generator("methods", draw), known)
-        started, losses = time.process_time(), []
-        for step in range(recipe.all_steps):
-            representation.quantizer.progress = (step + 1) / recipe.all_steps
-            losses.append(method.step())
+        started = time.process_time()
+        losses = records.optimise(method, representation, recipe.all_steps)
         tenth = max(1, len(losses) // 10)
         fall = float(np.mean(losses[-tenth:]) / np.mean(losses[:tenth]))
         return {"seconds": (time.process_time() - started) / recipe.all_steps, "fall": fall}

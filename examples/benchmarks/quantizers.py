@@ -122,9 +122,7 @@ def made(bench: records.Bench, name: str, allocation: Allocation, draw: int) -> 
         representation = coreset(records.samples(packed))
         objective = CoresetObjective(method="coreset", steps=args.refine)
         method = methods.build(objective, bench.data, representation, generator("refinement", draw))
-        for step in range(args.refine):
-            representation.quantizer.progress = (step + 1) / args.refine
-            method.step()
+        records.optimise(method, representation, args.refine)
         return records.trimmed(representation, args.budget)
 
     return bench.file({"setting": name, "draw": draw, "budget": args.budget, "refine": args.refine}, refined)

@@ -28,9 +28,10 @@ from scipy.stats import t as student
 from budgetopt import evaluation, teacher
 from budgetopt.allocation import Allocation
 from budgetopt.data import Dataset, open_source
+from budgetopt.data.dataset import Split
 from budgetopt.errors import OverBudget
 from budgetopt.fitting import largest_fitting
-from budgetopt.methods.base import TrainingData
+from budgetopt.methods.base import Method, TrainingData
 from budgetopt.methods.selection import Selector
 from budgetopt.packing import pack, unpack
 from budgetopt.packing.coders import CODERS
@@ -162,21 +163,30 @@ class Bench:
             for name, files in arms.items()
         }
 
+    @property
+    def tested(self) -> Split:
+        """What accuracy is measured on."""
+        return self.dataset.load_test() if self.args.split == "test" else self.dataset.val
+
     def _train(self, jobs: Sequence[tuple[dict[str, Any], evaluation.TrainingSet, int]]) -> None:
         if not jobs:
             return
-        test = self.dataset.load_test() if self.args.split == "test" else self.dataset.val
+        test = self.tested
 
         def train(key: dict[str, Any], decoded: evaluation.TrainingSet, seed: int) -> float:
             result = evaluation.evaluate_set(decoded, test, self.protocol, [seed], CPU)
             return float(self.rows.once(key, lambda: result.accuracy))
 
+        self.at_once(train, jobs, "training")
+
+    def at_once(self, work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], what: str) -> None:
+        """`work(*job)` of every job, `--parallel` at a time; after an error no other is begun."""
         with ThreadPoolExecutor(self.args.parallel) as pool:
             try:
-                futures = [pool.submit(train, *job) for job in jobs]
+                futures = [pool.submit(work, *job) for job in jobs]
                 for done, future in enumerate(as_completed(futures), 1):
                     future.result()
-                    self.console.print(f"training {done} of {len(jobs)}", style="dim")
+                    self.console.print(f"{what} {done} of {len(jobs)}", style="dim")
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -186,6 +196,15 @@ class Bench:
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
+
+
+def optimise(method: Method, representation: Representation, steps: int) -> list[float]:
+    """Take `steps` of the method; the losses."""
+    losses = []
+    for step in range(steps):
+        representation.quantizer.progress = (step + 1) / steps
+        losses.append(method.step())
+    return losses
 
 
 def fitted(make: Callable[[int], bytes], budget: int, least: int, most: int) -> bytes:

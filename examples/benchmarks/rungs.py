@@ -94,9 +94,7 @@ class Files:
         if recipe.steps:
             known = self._context.shared[allocation.objective]
             method = methods.build(recipe, self._bench.data, representation, noise, known)
-            for done in range(recipe.steps):
-                representation.quantizer.progress = (done + 1) / recipe.steps
-                method.step()
+            records.optimise(method, representation, recipe.all_steps)
         return representation.fit_to_budget(limit)
 
 
