@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,17 @@ import torch
 from budgetopt import methods, seeding
 from budgetopt.allocation import Allocation
 from budgetopt.balance import shared_out
+from budgetopt.checkpoint import Checkpoint, State
 from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.errors import TrialFailure
-from budgetopt.evaluation import Evaluation, evaluate_file
+from budgetopt.evaluation import evaluate_file
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import LEARNED, Selector
 from budgetopt.objective import Objective
 from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol, to_field
 from budgetopt.representation import InitialSet, Representation
+from budgetopt.scores import Evaluation, Score
 from budgetopt.teacher import Teacher
 
 RUNGS = 3  # reports of an optimised set; a set without steps reports after one training and after all
@@ -55,11 +58,22 @@ class RungReport:
     evaluation: Evaluation
     loss: float  # of the last distillation step, NaN without steps
     training_seconds: float  # of one training of this rung
+    seconds: float  # since the trial began, in all processes that it took
 
     @property
     def samples(self) -> int:
         """Samples in the file: fewer than asked for where classes are small or the budget cut some off."""
         return sum(unpack(self.data).counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return held | {"evaluation": [score.to_dict() for score in self.evaluation.scores]}
+
+    @classmethod
+    def read(cls, held: Mapping[str, Any], tested: int) -> RungReport:
+        """Inverse of `to_dict`; tested: samples of the evaluation."""
+        scores = tuple(Score.read(score) for score in held["evaluation"])
+        return cls(**{**held, "evaluation": Evaluation(scores, tested)})
 
 
 def trial_seed(run_seed: int, allocation: Allocation) -> int:
@@ -98,15 +112,26 @@ def rung_steps(steps: int) -> list[int]:
     return [0, 0] if steps == 0 else [max(1, math.ceil(steps * (r + 1) / RUNGS)) for r in range(RUNGS)]
 
 
-def run(context: TrialContext, allocation: Allocation, device: torch.device) -> Iterator[RungReport]:
+def checkpoint(context: TrialContext, allocation: Allocation, folder: Path) -> Checkpoint:
+    """Where the trial keeps what it has done, by allocation and trial seed: one that is started again finds its own."""
+    seed = trial_seed(context.seed, allocation)
+    objective = context.objectives[allocation.objective]
+    shaped_by = (allocation, seed, context.spec.split_hash, context.protocol.hash, objective, context.budget)
+    return Checkpoint(folder / f"{allocation.key}-{seed:016x}.pt", repr(shaped_by))
+
+
+def run(
+    context: TrialContext, allocation: Allocation, device: torch.device, kept: Checkpoint | None = None
+) -> Iterator[RungReport]:
     """Distil with the quantizer in the loop; at each rung pack → unpack → train → validation accuracy.
 
-    Lower rungs train one network for `rung_share` of the steps; the last trains `search_seeds` networks. Raises
+    Lower rungs train one network for `rung_share` of the steps; the last trains `search_seeds` networks. Where `kept`
+    holds what an earlier process did of this trial, its reports come again and the trial goes on after them. Raises
     `TrialFailure` or `OverBudget`; stops where the caller stops iterating.
     """
     if allocation.label_bits and context.teacher is None:
         raise ValueError(f"{allocation.label_bits}-bit labels need a teacher in the context")
-    seed = trial_seed(context.seed, allocation)
+    started, seed = time.monotonic(), trial_seed(context.seed, allocation)
     objective = context.objectives[allocation.objective]
     representation = initial_representation(context, allocation, device)
     data = TrainingData(context.train, context.spec, context.protocol, device)
@@ -115,7 +140,17 @@ def run(context: TrialContext, allocation: Allocation, device: torch.device) -> 
     method = methods.build(objective, data, representation, generator, shared) if objective.steps else None
     done, loss = 0, math.nan
     targets = rung_steps(objective.all_steps)
-    for rung, target in enumerate(targets):
+    reports: list[RungReport] = []
+    known = kept.load() if kept else None
+    if known is not None:
+        reports = [RungReport.read(held, len(context.val)) for held in known["reports"]]
+        done, started = reports[-1].step, started - reports[-1].seconds
+        representation.load_state_dict(known["representation"])
+        generator.set_state(known["generator"])
+        if method is not None:
+            method.restore(known["method"])
+        yield from reports
+    for rung, target in list(enumerate(targets))[len(reports) :]:
         for done in range(done + 1, target + 1):  # noqa: B020 - `done` goes on from the last rung
             assert method is not None
             representation.quantizer.progress = done / targets[-1]
@@ -125,10 +160,16 @@ def run(context: TrialContext, allocation: Allocation, device: torch.device) -> 
         last = rung == len(targets) - 1
         packed = representation.fit_to_budget(context.budget)
         seeds = _rung_seeds(context, seed, rung, last)
-        started = time.monotonic()
+        began = time.monotonic()
         evaluation = evaluate_file(packed, context.val, rung_protocol(context.protocol, last), seeds, device)
-        seconds = (time.monotonic() - started) / len(seeds)
-        yield RungReport(rung, last, done, packed, evaluation, loss, seconds)
+        now = time.monotonic()
+        of_training = (now - began) / len(seeds)
+        reports.append(RungReport(rung, last, done, packed, evaluation, loss, of_training, now - started))
+        if kept and not last:
+            state: State = {"reports": [report.to_dict() for report in reports], "generator": generator.get_state()}
+            state |= {"representation": representation.state_dict(), "method": method.state() if method else None}
+            kept.save(state)
+        yield reports[-1]
 
 
 def rung_protocol(protocol: Protocol, last: bool) -> Protocol:

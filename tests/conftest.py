@@ -14,6 +14,12 @@ settings.register_profile("fixed", derandomize=True, database=None, deadline=Non
 settings.load_profile("fixed")
 
 
+def pytest_collection_modifyitems(items):
+    """Modules with long tests first: no worker is left alone with one at the end."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def fashion_mnist_root():
     """Folder that holds `FashionMNIST/raw`: BUDGETOPT_DATA, or ../shared/data beside the repository."""

@@ -37,6 +37,7 @@ def benchmark_named(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RUNS)
 def test_quick_run_is_resumable(name, benchmark_named, tmp_path, capsys):
     arguments, figures = RUNS[name]

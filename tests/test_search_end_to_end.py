@@ -17,9 +17,10 @@ import pytest
 
 import budgetopt
 from budgetopt import api, result
+from budgetopt.errors import InputError
 from budgetopt.front import non_dominated
 from budgetopt.search.study import load as load_study
-from budgetopt.search.study import records
+from budgetopt.search.study import record, records
 
 pytestmark = pytest.mark.long
 
@@ -65,6 +66,14 @@ def wait_for(condition, seconds=120):
 
 def states(run):
     return [r.state for r in records(load_study(run / "study.db"))]
+
+
+def running(run):
+    """Trials that run now; none while there is no study yet."""
+    try:
+        return [r for r in records(load_study(run / "study.db")) if r.state == "running"]
+    except InputError:
+        return []
 
 
 def finished_files(run):
@@ -166,9 +175,9 @@ def test_study_records_every_trial_with_its_reports(finished):
     ended = [r for r in records(study) if r.state not in ("skipped", "waiting")]
     assert len(ended) == 8
     assert {r.state for r in ended} <= {"complete", "stopped", "infeasible"}
-    for record in ended:
-        if record.state == "complete":
-            assert (finished["run"] / record.file).stat().st_size == record.bytes
+    for one in ended:
+        if one.state == "complete":
+            assert (finished["run"] / one.file).stat().st_size == one.bytes
             assert study.trials[record.number].values == pytest.approx([np.log2(record.bytes), record.accuracy])
             assert 0 in record.rungs
     assert any(r.allocation.objective == "coreset" for r in ended)
@@ -253,6 +262,53 @@ def test_kill_of_the_driver_loses_no_finished_trial(tmp_path):
     again = [t.user_attrs["restart_of"] for t in load_study(run / "study.db").trials if "restart_of" in t.user_attrs]
     assert sorted(again) == interrupted  # each is in the queue again, once; it waits its turn behind the design
     assert "running" not in states(run)
+
+
+def test_a_killed_trial_goes_on_from_its_last_rung(tmp_path):
+    """What it reported before the kill comes again to the last digit of its seconds: it was not worked for twice."""
+    (tmp_path / "dm.toml").write_text('method = "dm"\nsteps = 450\nbank = 0\nreal_batch = 64\n')
+    (tmp_path / "space.toml").write_text(
+        'selection = ["random"]\n[ipc]\nmin = 2\nmax = 3\n[[transform]]\nname = "identity"\n'
+        '[[quantizer]]\nfamily = "uniform"\nlevels = [2]\nclipping = ["minmax"]\n'
+    )
+    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    search = start(
+        "search", "--budget", "2kb", "--workers", 1, "--out", "run", "--time-limit", "10min", "--trials", 4,
+        "--objective", "dm.toml", "--space", "space.toml", "--protocol", quick_protocol(tmp_path), folder=tmp_path,
+    )  # fmt: skip
+
+    def killable():
+        """A DM trial that is past its first rung; a coreset's checkpoint, too, is there for a moment."""
+        return any(r.rungs and r.allocation.objective == "dm" for r in running(run))
+
+    wait_for(killable)
+    search.send_signal(signal.SIGKILL)
+    search.communicate()
+    assert len(list(checkpoints.glob("*.pt"))) == 1
+    command("resume", "run", folder=tmp_path)
+    after = load_study(run / "study.db").trials
+    (again,) = (t for t in after if "restart_of" in t.user_attrs)
+    twin = after[again.user_attrs["restart_of"]]
+    assert record(again).state in ("complete", "stopped")
+    kept = {name: value for name, value in twin.user_attrs.items() if name.startswith("rung/")}
+    assert kept
+    assert {name: again.user_attrs[name] for name in kept} == kept
+    assert not checkpoints.exists()
+
+
+def test_kill_of_a_worker_costs_no_trial(tmp_path):
+    (tmp_path / "dm.toml").write_text('method = "dm"\nsteps = 600\nbank = 0\nreal_batch = 64\n')
+    search = start(
+        "search", "--budget", "500", "--workers", 1, "--out", "run", "--time-limit", "10min", "--trials", 3,
+        "--objective", "dm.toml", "--protocol", quick_protocol(tmp_path), folder=tmp_path,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    wait_for(lambda: any(r.rungs for r in running(run)))
+    (worker,) = (c for c in psutil.Process(search.pid).children(recursive=True) if "ray::Impl" in " ".join(c.cmdline()))
+    worker.kill()
+    out, err = search.communicate(timeout=280)
+    assert search.returncode == 0, out + err
+    assert not any(r.state == "failed" for r in records(load_study(run / "study.db")))
 
 
 def test_kill_after_the_front_is_fixed_does_not_fix_it_again(tmp_path):

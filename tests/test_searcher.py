@@ -59,8 +59,9 @@ class Bench:
         self.progress, self.observer = Progress(100.0, 1), Watching()
         most = min(MOST_IPC, space.ipc.max)
         self.searcher = StudySearcher(
-            self.study, space, context, self.selector, most, trials, self.progress, self.observer, sampler
-        )
+            self.study, space, context, self.selector, most, trials, self.progress, self.observer,
+            path.parent / "checkpoints", sampler,
+        )  # fmt: skip
         self.path = path
 
     def size(self, allocation):

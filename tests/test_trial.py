@@ -1,4 +1,5 @@
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -103,6 +104,77 @@ def test_rung_protocol(context):
     lower = trial.rung_protocol(PROTOCOL, last=False)
     assert lower.steps == 4
     assert lower == PROTOCOL.model_copy(update={"steps": 4})
+
+
+# --- going on from a checkpoint --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("reports", [1, 2])
+def test_a_trial_goes_on_from_its_last_rung(context, objective, reports, tmp_path, monkeypatch):
+    """The same reports as without an interruption, bit for bit, and no rung is worked for twice."""
+    allocation = allocate(objective, quantizer="apot", clipping="half", levels=3)
+    whole = outcome(context, allocation)
+    if len(whole) <= reports:
+        pytest.skip("a coreset has no second rung to be interrupted after")
+    first = trial.run(context, allocation, CPU, trial.checkpoint(context, allocation, tmp_path))
+    earlier = [next(first) for _ in range(reports)]
+    evaluated, evaluate = [], trial.evaluate_file
+    monkeypatch.setattr(trial, "evaluate_file", lambda *args: evaluated.append(args) or evaluate(*args))
+    again = list(trial.run(context, allocation, CPU, trial.checkpoint(context, allocation, tmp_path)))
+    assert repr([(r.rung, r.last, r.step, r.data, r.evaluation, r.loss) for r in again]) == repr(whole)
+    assert len(evaluated) == len(whole) - reports
+    assert [r.seconds for r in again[:reports]] == [r.seconds for r in earlier]
+    assert again[-1].seconds > earlier[-1].seconds  # the time of both processes
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"budget": 400}, {"protocol": PROTOCOL.model_copy(update={"lr": 0.02})}]
+)
+def test_a_checkpoint_of_other_circumstances_is_not_taken(context, change, tmp_path):
+    allocation, other = allocate("dm"), replace(context, **change)
+    next(trial.run(context, allocation, CPU, trial.checkpoint(context, allocation, tmp_path)))
+    (path,) = tmp_path.iterdir()
+    kept = trial.checkpoint(other, allocation, tmp_path)
+    if "seed" not in change:  # which is in the name
+        assert kept.path == path
+    path.rename(kept.path)
+    assert kept.load() is None
+
+
+def test_every_damaged_checkpoint_is_one_that_is_not_there(context, tmp_path):
+    allocation = allocate("dm")
+    kept = trial.checkpoint(context, allocation, tmp_path)
+    next(trial.run(context, allocation, CPU, kept))
+    good = kept.path.read_bytes()
+    assert kept.load() is not None
+    for end in range(0, len(good), len(good) // 60):
+        kept.path.write_bytes(good[:end])
+        assert kept.load() is None
+    kept.path.write_bytes(pickle.dumps({"identity": "", "state": Forbidden()}, protocol=2))
+    assert kept.load() is None
+    assert len(list(trial.run(context, allocation, CPU, kept))) == 3
+
+
+def test_where_no_checkpoint_can_be_written_the_trial_runs_all_the_same(context, tmp_path):
+    blocked = tmp_path / "checkpoints"
+    blocked.write_text("a file where the folder should be")
+    allocation = allocate("dm")
+    kept = trial.checkpoint(context, allocation, blocked)
+    assert [r.rung for r in trial.run(context, allocation, CPU, kept)] == [0, 1, 2]
+    assert kept.load() is None
+    kept.remove()
+
+
+def test_the_last_rung_leaves_the_checkpoint_to_the_one_who_records_it(context, tmp_path):
+    """It is not written again at the last rung, and there is one file a trial."""
+    allocation = allocate("dm")
+    kept = trial.checkpoint(context, allocation, tmp_path)
+    list(trial.run(context, allocation, CPU, kept))
+    assert list(tmp_path.iterdir()) == [kept.path]
+    assert len(kept.load()["reports"]) == 2
+    kept.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- validation is not touched ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from budgetopt import networks
+from budgetopt.checkpoint import State
 from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.protocol import Protocol
 from budgetopt.representation import Representation
@@ -45,12 +46,22 @@ class TrainingData:
 class Method(ABC):
     """One distillation objective on one Representation. Anytime: the set can be read after every step.
 
-    `step()` changes the Representation's parameters and nothing else; all randomness comes from the generator.
+    `step()` changes the Representation's parameters and nothing else; all randomness comes from the generator. `state`
+    is what the steps have made of the method itself: one that is built anew from the same arguments, with the
+    Representation, the generator and this state put back, goes on as if nothing had happened.
     """
 
     @abstractmethod
     def step(self) -> float:
         """Perform one optimisation step; return the loss before it."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """As `checkpoint.State`."""
+
+    @abstractmethod
+    def restore(self, state: State) -> None:
+        """Take the `state` of a method of the same arguments."""
 
 
 class Optimizers:
@@ -73,6 +84,14 @@ class Optimizers:
         for optimizer in self._all:
             optimizer.step()
         return float(loss.detach())
+
+    def state(self) -> State:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self._all], "bit": self._bit}
+
+    def restore(self, state: State) -> None:
+        for optimizer, held in zip(self._all, state["optimizers"], strict=True):
+            optimizer.load_state_dict(held)
+        self._bit = state["bit"]
 
     def _rate(self, loss: float) -> torch.Tensor | float:
         if self._representation.rate_weight == 0:

@@ -11,12 +11,15 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
 from budgetopt import augmentation
+from budgetopt.checkpoint import State
 from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.methods import hypergradient
 from budgetopt.methods.base import Method, Optimizers, TrainingData
+from budgetopt.networks import Network
 from budgetopt.objective import BilevelObjective
 from budgetopt.representation import Representation
 from budgetopt.seeding import derive
+from budgetopt.seeding import generator as seeded
 
 
 class Bilevel(Method):
@@ -52,11 +55,30 @@ class Bilevel(Method):
         value, gradient = self._hypergradient(x.detach())
         return self._optimizers.descend(value + ((x - x.detach()) * gradient).sum())  # the second term is zero in value
 
+    def state(self) -> State:
+        own = {"age": self._age, "optimizers": self._optimizers.state()}
+        if self._age:  # else the next step starts from a new network
+            own |= {"network": self._network.state_dict(), "weights": self._weights, "targets": self._targets}
+        return own
+
+    def restore(self, state: State) -> None:
+        self._age = state["age"]
+        self._optimizers.restore(state["optimizers"])
+        if self._age:
+            network = self._data.random_network(seeded("restored"))
+            network.load_state_dict(state["network"])
+            self._train(network)
+            self._weights = state["weights"].to(self._data.device)
+            self._targets = state["targets"].to(self._data.device)
+
     def _restart(self) -> None:
-        self._network = self._data.random_network(self._generator)
-        self._shapes = {name: p.shape for name, p in self._network.named_parameters()}
+        self._train(self._data.random_network(self._generator))
         self._weights = parameters_to_vector(self._network.parameters())
         self._targets = self._representation.targets().detach()
+
+    def _train(self, network: Network) -> None:
+        self._network = network
+        self._shapes = {name: p.shape for name, p in network.named_parameters()}
 
     def _hypergradient(self, x: torch.Tensor) -> tuple[float, torch.Tensor]:
         """x: standardised samples → L_val of the network after its steps, its gradient to x. The network moves on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from budgetopt.checkpoint import State
 from budgetopt.methods.base import Method, Optimizers, TrainingData
 from budgetopt.objective import CoresetObjective, Optimised
 from budgetopt.representation import Representation
@@ -34,6 +35,13 @@ class Refinement(Method):
         features = network.embed(self._data.standardized(self._representation()))
         return self._optimizers.descend(((features - target) ** 2).sum(1).mean())
 
+    def state(self) -> State:
+        return {"original": self._original, "optimizers": self._optimizers.state()}
+
+    def restore(self, state: State) -> None:
+        self._original = state["original"].to(self._data.device)
+        self._optimizers.restore(state["optimizers"])
+
 
 class Refined(Method):
     """`method` for its steps, then refinement towards the samples as they are then before quantization."""
@@ -51,6 +59,18 @@ class Refined(Method):
 
     def step(self) -> float:
         if self._done == self._objective.steps:
-            self._method = Refinement(self._objective.refinement(), *self._end)
+            self._method = self._refinement()
         self._done += 1
         return self._method.step()
+
+    def state(self) -> State:
+        return {"done": self._done, "method": self._method.state()}
+
+    def restore(self, state: State) -> None:
+        self._done = state["done"]
+        if self._done > self._objective.steps:
+            self._method = self._refinement()
+        self._method.restore(state["method"])
+
+    def _refinement(self) -> Method:
+        return Refinement(self._objective.refinement(), *self._end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from budgetopt.checkpoint import State
 from budgetopt.methods.base import Method, Optimizers, TrainingData
 from budgetopt.methods.target_bank import Condition, TargetBank, class_means, real_means
 from budgetopt.objective import DistributionMatchingObjective
@@ -42,6 +43,13 @@ class DistributionMatching(Method):
         labels = self._representation.labels
         features = condition.embed(self._data.standardized(self._representation()), labels)
         return ((class_means(features, labels, self._data.spec.classes) - target) ** 2).sum()
+
+    def state(self) -> State:
+        return {"order": self._order, "optimizers": self._optimizers.state()}
+
+    def restore(self, state: State) -> None:
+        self._order = list(state["order"])
+        self._optimizers.restore(state["optimizers"])
 
     def _next_target(self) -> tuple[Condition, torch.Tensor]:
         if self._bank is None:

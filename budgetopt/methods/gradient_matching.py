@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import vmap
 
 from budgetopt import augmentation
+from budgetopt.checkpoint import State
 from budgetopt.methods.base import Method, Optimizers, TrainingData
 from budgetopt.methods.gradient_bank import (
     CHUNK,
@@ -80,6 +81,19 @@ class GradientMatching(Method):
             (gradient[rows],) = torch.autograd.grad(distance, part)
             total += distance.detach()
         return total + (gradient * (x - x.detach())).sum()  # the second term is zero in value
+
+    def state(self) -> State:
+        network = None if self._condition is None else self._condition.network.state_dict()
+        own = {"order": self._order, "network": network, "matched": self._matched}
+        return own | {"optimizers": self._optimizers.state()}
+
+    def restore(self, state: State) -> None:
+        self._order, self._matched = list(state["order"]), state["matched"]
+        if state["network"] is not None:
+            network = self._data.random_network(generator("restored")).eval()
+            network.load_state_dict(state["network"])
+            self._condition = Condition(network, None)  # every match has a draw of its own
+        self._optimizers.restore(state["optimizers"])
 
     def _next_target(self) -> tuple[Condition, torch.Tensor]:
         if self._bank is None:

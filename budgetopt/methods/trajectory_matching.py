@@ -21,6 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 from budgetopt import augmentation
+from budgetopt.checkpoint import State
 from budgetopt.methods import experts
 from budgetopt.methods.base import Method, Optimizers, TrainingData
 from budgetopt.objective import DifficultyAlignedObjective, TrajectoryObjective
@@ -131,6 +132,16 @@ class TrajectoryMatching(Method):
         self._eta.step()
         return value
 
+    def state(self) -> State:
+        eta = {"log": self._log_eta.detach(), "optimizer": self._eta.state_dict()}
+        return {"eta": eta, "optimizers": self._optimizers.state()}
+
+    def restore(self, state: State) -> None:
+        with torch.no_grad():
+            self._log_eta.copy_(state["eta"]["log"])
+        self._eta.load_state_dict(state["eta"]["optimizer"])
+        self._optimizers.restore(state["optimizers"])
+
     @property
     def step_size(self) -> float:
         """η"""
@@ -199,6 +210,13 @@ class DifficultyAligned(TrajectoryMatching):
         value = super().step()
         self._done += 1
         return value
+
+    def state(self) -> State:
+        return super().state() | {"done": self._done}
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self._done = state["done"]
 
     def window(self) -> tuple[int, int]:
         o = self._aligned

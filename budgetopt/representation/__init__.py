@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from budgetopt.allocation import Allocation
+from budgetopt.checkpoint import State
 from budgetopt.data.dataset import DataSpec
 from budgetopt.errors import OverBudget, PackedFileError, TrialFailure
 from budgetopt.fitting import largest_fitting
@@ -84,6 +85,14 @@ class Representation(nn.Module):
         self._coded_size = CodedSize(self.quantizer, self.transform.layout, self.counts)
         if self.rate_weight:  # a family without a rate is told at once, not after hours
             self._coded_size.refresh(coded, self.labels)
+
+    def get_extra_state(self) -> State:
+        """What training changes beside the parameters: a part of `state_dict`."""
+        return {"noise": self.quantizer.generator.get_state(), "rate": self._coded_size.state()}
+
+    def set_extra_state(self, state: State) -> None:
+        self.quantizer.generator.set_state(state["noise"])
+        self._coded_size.restore(state["rate"], self.latent.device)
 
     def forward(self) -> torch.Tensor:
         """Samples in raw units, differentiable with respect to the latent values and the quantizer's parameters."""

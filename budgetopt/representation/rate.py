@@ -8,12 +8,13 @@ include what they would do to the values that have this one as a neighbour.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from budgetopt.checkpoint import State
 from budgetopt.errors import InputError
 from budgetopt.packing.dequantizer import Dequantizer
 from budgetopt.packing.layout import Domain, Layout, Plane
@@ -53,6 +54,16 @@ class CodedSize:
         self._estimates += 1
         expected = self.near.expected(x, width)
         return self.near.code_length + (expected - expected.detach())
+
+    def state(self) -> State:
+        """Of the last look, too: the next one comes when it would have come."""
+        looked = [getattr(self.near, part.name) for part in fields(Near)] if self._estimates else []
+        return {"estimates": self._estimates, "near": looked}
+
+    def restore(self, state: State, device: torch.device) -> None:
+        self._estimates = state["estimates"]
+        if self._estimates:
+            self.near = Near(*(part.to(device) for part in state["near"]))
 
     @torch.no_grad()
     def refresh(self, x: torch.Tensor, labels: torch.Tensor) -> None:

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -121,7 +120,11 @@ def run_trials(
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="trials", storage_path=str(scratch / "tune"), stop=StopWhen(stop), verbose=2 if verbose else 0
+            name="trials",
+            storage_path=str(scratch / "tune"),
+            stop=StopWhen(stop),
+            verbose=2 if verbose else 0,
+            failure_config=tune.FailureConfig(max_failures=1),  # a worker that dies: the trial goes on in another
         ),
     )
     tuner.fit()
@@ -135,12 +138,13 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
     from budgetopt import trial
     from budgetopt.allocation import Allocation
     from budgetopt.errors import OverBudget
+    from budgetopt.search.folder import RunFolder
 
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     allocation = Allocation.from_dict(config["allocation"])
     device = _device(share)
-    started = time.monotonic()
-    reports = trial.run(context, allocation, device)
+    kept = trial.checkpoint(context, allocation, RunFolder(out).checkpoints)
+    reports = trial.run(context, allocation, device, kept)
     while True:
         try:
             report = next(reports, None)
@@ -157,7 +161,7 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
                 "accuracies": list(report.evaluation.accuracies),
                 "error": report.evaluation.standard_error,
                 "loss": None if report.loss != report.loss else report.loss,
-                "seconds": time.monotonic() - started,
+                "seconds": report.seconds,
                 "training_seconds": report.training_seconds,
             }
             if report.last:

@@ -28,6 +28,7 @@ class RunFolder:
         self.config, self.study = self.path / "config.json", self.path / "study.db"
         self.versions = self.path / "versions.json"
         self.trials, self.artifacts, self.front = self.path / "trials", self.path / "artifacts", self.path / "front"
+        self.checkpoints = self.path / "checkpoints"  # of trials that run or were interrupted: one each, no others
         self.front_json, self.front_csv = self.path / "front.json", self.path / "front.csv"
         self.front_png, self.best_png = self.path / "front.png", self.path / "best.png"
         self.init = self.path / "init.npz"

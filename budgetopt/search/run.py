@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 import signal
 import threading
 import time
@@ -169,6 +170,7 @@ def _drive(
                 _search(run, scratch, verbose)
             if interrupted():
                 raise Interrupted(f"interrupted: go on with 'budgetopt resume {out}'")
+            shutil.rmtree(out.checkpoints, ignore_errors=True)  # of trials that nobody will go on with
             finish(Final(config, out, study, dataset, progress, observer, interrupted))
             progress.phase = "closing"
     finally:
@@ -203,6 +205,7 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
         config.trials,
         progress,
         run.observer,
+        run.out.checkpoints,
         config.sampler,
     )
 

@@ -20,7 +20,7 @@ from budgetopt.search.progress import Observer, Progress
 from budgetopt.search.sampler import RateDistortionSampler
 from budgetopt.seeding import derive
 from budgetopt.space import SearchSpace, possible
-from budgetopt.trial import TrialContext
+from budgetopt.trial import TrialContext, checkpoint
 
 STARTUP = 12  # trials before TPE models anything
 MOST_ASKS = 200  # proposals in a row that are too large or known, before the space counts as exhausted
@@ -42,11 +42,13 @@ class StudySearcher(Searcher):
         trials: int | None,
         progress: Progress,
         observer: Observer,
+        checkpoints: Path,
         sampler: str = "tpe",
     ) -> None:
         super().__init__(metric=None, mode=None)
         self._study, self._space, self._context = study, space, context
         self._most_ipc, self._trials, self._progress, self._observer = most_ipc, trials, progress, observer
+        self._checkpoints = checkpoints
         self._live: dict[str, optuna.Trial] = {}
         self._measures = Measures(context, selector)
         self._guided: RateDistortionSampler | None = None
@@ -193,6 +195,8 @@ class StudySearcher(Searcher):
             self.count -= 1
             self._seen.pop(Allocation.from_dict(trial.user_attrs["allocation"]), None)  # it may be tried again
             self._study.tell(trial, state=TrialState.FAIL)
+        if self._study.get_trials(deepcopy=False)[trial.number].user_attrs.get("reason") != records.INTERRUPTED:
+            checkpoint(self._context, Allocation.from_dict(trial.user_attrs["allocation"]), self._checkpoints).remove()
         self._progress.running.discard(trial.number)
         ended = records.record(self._study.get_trials(deepcopy=False)[trial.number])
         self._progress.ended.append(ended)
