@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from budgetopt.allocation import Allocation
-    from budgetopt.api import compress, evaluate, merge, resume, search
+    from budgetopt.api import compress, evaluate, explain, merge, resume, search
     from budgetopt.budget import Budget
     from budgetopt.compression import Compressed
     from budgetopt.errors import BudgetoptError, InputError, PackedFileError
@@ -35,6 +35,7 @@ _HOMES = {
     "Result": "result",
     "compress": "api",
     "evaluate": "api",
+    "explain": "api",
     "load": "packing.loading",
     "merge": "api",
     "resume": "api",
@@ -53,6 +54,7 @@ __all__ = [
     "Result",
     "compress",
     "evaluate",
+    "explain",
     "load",
     "merge",
     "resume",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from budgetopt.compression import Compressed
     from budgetopt.data import Dataset
     from budgetopt.scores import Evaluation
+    from budgetopt.search.explanation import Explanation
     from budgetopt.search.run import Report
 
 
@@ -35,6 +36,7 @@ def search(
     init: str | Path | None = None,
     data_root: str | Path | None = None,
     sampler: str | None = None,
+    patience: int | None = None,
     label: str | None = None,
     report: Report | None = None,
     verbose: bool = False,
@@ -46,7 +48,7 @@ def search(
     shipped files or paths of your own TOML files (default: by the kind of data). time_limit: seconds of the whole call
     (default: 270 for small samples, else 3,600; none if `trials` is given). out: run folder (default: a new one under
     `runs/`); one that holds this very run is gone on with. sampler: what proposes allocations, `rate-distortion` or
-    `tpe`.
+    `tpe`; patience: with `rate-distortion`, end after so many proposals in a row that promise less than 0.1 points.
 
     Raises `InputError` for wrong input before anything is written, `BudgetoptError` if no trial gives a file. Call it
     from the main thread if Ctrl-C is to end it in order. Settings for Ray and the memory allocator of its workers are
@@ -71,6 +73,7 @@ def search(
         workers=workers,
         init=init,
         sampler=sampler,
+        patience=patience,
         label=label,
     )
     folder = RunFolder(out if out is not None else default_out(source.name, config.budget))
@@ -92,6 +95,16 @@ def resume(
     from budgetopt.search.run import resume_run
 
     return resume_run(RunFolder.existing(run), report or Silent(), verbose, time_limit, trials, workers)
+
+
+def explain(run: str | Path) -> Explanation:
+    """What the rate–distortion model makes of the run in folder `run`, also of one that goes on: the front that it
+    expects, the sweet spot at each size, the fitted laws, and what one more trial would gain. Raises `InputError` where
+    there is no run or no finished trial."""
+    from budgetopt.search.folder import RunFolder
+    from budgetopt.search.run import explain_run
+
+    return explain_run(RunFolder.existing(run))
 
 
 def evaluate(

@@ -73,6 +73,10 @@ def search(
     sampler: Annotated[
         str | None, typer.Option(help="What proposes allocations: rate-distortion or tpe (default: tpe).")
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="End after so many proposals in a row that promise under 0.1 points (rate-distortion)."),
+    ] = None,
     data_root: DataRoot = None,
     label: Label = None,
     verbose: Verbose = False,
@@ -94,6 +98,7 @@ def search(
         out=out,
         init=init,
         sampler=sampler,
+        patience=patience,
         data_root=data_root,
         label=label,
         report=terminal.report(console),
@@ -142,6 +147,14 @@ def front(run: Run) -> None:
     console.print(trials_table(progress.front(), most=1000))
     console.print("not finished: figures are estimates on validation, not yet retrained", highlight=False)
     return None
+
+
+@app.command()
+def explain(run: Run) -> None:
+    """Print what the rate-distortion model makes of a run: expected front, sweet spots, gain of one more trial."""
+    from budgetopt import api
+
+    terminal.print_explanation(terminal.console(), api.explain(run))
 
 
 @app.command()

@@ -70,6 +70,16 @@ def print_compared(console: Any, rows: Iterable[Any], size: int, per_class: bool
         console.print(closing_line(evaluations(seen), size), highlight=False, soft_wrap=True)
 
 
+def print_explanation(console: Any, explanation: Any) -> None:
+    from budgetopt.report.explanations import LAW, expected_front, law_table, lines
+
+    console.print(expected_front(explanation))
+    console.print(LAW, highlight=False, soft_wrap=True)
+    console.print(law_table(explanation))
+    for line in lines(explanation):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
 def print_front(console: Any, result: Any) -> None:
     from budgetopt.report.plots import text_plot
     from budgetopt.report.tables import closing_lines, front_table

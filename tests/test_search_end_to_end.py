@@ -146,6 +146,27 @@ def test_run_folder_holds_all_that_is_promised(finished):
     ).keys()
 
 
+def test_explain_reads_any_run_and_writes_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished["run"].rglob("*") if "study.db" not in path.name}
+    found = api.explain(finished["run"])
+    assert found.trials == states(finished["run"]).count("complete")
+    assert {law.method for law in found.laws} == {"coreset", "dm"}
+    accuracies = [spot.accuracy for spot in found.spots]
+    assert accuracies == sorted(accuracies)
+    assert all(spot.low <= spot.accuracy <= spot.high for spot in found.spots)
+    assert max(spot.bytes for spot in found.spots) == pytest.approx(2000)
+    printed = command("explain", "run", folder=finished["run"].parent).stdout
+    for text in (
+        "expected front",
+        "sweet spot: ",
+        "log-odds of accuracy",
+        f"({found.trials} trials)",
+        "one more trial",
+    ):
+        assert text in printed
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_front_is_fixed_on_validation_and_bytes_are_the_files(finished):
     found = result.read(finished["run"])
     sizes = np.array([p.bytes for p in found.front])

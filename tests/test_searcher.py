@@ -1,3 +1,4 @@
+import itertools
 import pickle
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Watching(Silent):
 class Bench:
     """A searcher on a study of its own, without Tune."""
 
-    def __init__(self, digits, path, space=WIDE, budget=BUDGET, trials=None, seed=0, sampler="tpe"):
+    def __init__(self, digits, path, space=WIDE, budget=BUDGET, trials=None, seed=0, sampler="tpe", patience=None):
         context = TrialContext(
             digits.train, digits.val, digits.spec, PRESETS["glyph-1"], {"coreset": zero_step_coreset()}, budget, seed
         )
@@ -60,7 +61,7 @@ class Bench:
         most = min(MOST_IPC, space.ipc.max)
         self.searcher = StudySearcher(
             self.study, space, context, self.selector, most, trials, self.progress, self.observer,
-            path.parent / "checkpoints", sampler,
+            path.parent / "checkpoints", sampler, patience,
         )  # fmt: skip
         self.path = path
 
@@ -402,3 +403,41 @@ def test_nothing_of_it_is_pickled(started, tmp_path):
 
 def test_tune_may_leave_out_metric_and_mode(started):
     assert started[0].searcher.set_search_properties(None, None, {})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# patience
+# ----------------------------------------------------------------------------------------------------------------------
+def gains(study):
+    return [t.user_attrs[module.GAIN] for t in study.trials if module.GAIN in t.user_attrs]
+
+
+def test_every_proposal_of_the_model_says_what_it_expects(bench):
+    made = bench(sampler="rate-distortion")
+    made.run(6)
+    assert len(gains(made.study)) >= 6
+    assert all(0.0 <= gain < 1.0 for gain in gains(made.study))
+    assert gains(bench("tpe.db").study) == []
+
+
+def test_a_search_ends_where_proposals_in_a_row_promise_nothing(bench, monkeypatch):
+    patient = bench("patient.db", sampler="rate-distortion")
+    assert len(patient.run(9)) == 9
+    found = sorted(gains(patient.study))
+    monkeypatch.setattr(module, "LEAST_GAIN", found[-3])  # all but three of the same search's promise less
+    made = bench("impatient.db", sampler="rate-distortion", patience=2)
+    count = len(made.run(9))
+    known = gains(made.study)
+    assert count < 9
+    assert known == gains(patient.study)[: len(known)]
+    assert max(known[-2:]) < module.LEAST_GAIN
+    assert all(max(pair) >= module.LEAST_GAIN for pair in itertools.pairwise(known[:-1]))
+    assert made.searcher.exhausted
+    assert "of the last 2 proposals" in made.searcher.reason
+
+
+def test_patience_is_the_same_after_a_restart(bench, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_GAIN", 2.0)  # no proposal can promise that
+    assert len(bench(sampler="rate-distortion", patience=3).run(9)) == 3
+    assert bench(sampler="rate-distortion", patience=3).run(9) == []
+    assert len(bench(sampler="rate-distortion", patience=5).run(9)) == 2

@@ -39,6 +39,7 @@ class SearchConfig(declarative.Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     trials: Annotated[int, Field(ge=1)] | None = None
     time_limit: Annotated[float, Field(gt=0)] | None = None  # seconds, of the whole command
+    patience: Annotated[int, Field(ge=1)] | None = None  # proposals in a row that promise nothing, before a search ends
     workers: Annotated[int, Field(ge=1)]
     gpus: Annotated[int, Field(ge=0)] = 0
     init: str | None = None
@@ -48,7 +49,7 @@ class SearchConfig(declarative.Strict):
     @property
     def identity(self) -> str:
         """Hash of what decides the result of a trial: two runs with the same identity are the same run."""
-        table = self.model_dump(exclude={"trials", "time_limit", "workers", "gpus", "data_root", "init"})
+        table = self.model_dump(exclude={"trials", "time_limit", "patience", "workers", "gpus", "data_root", "init"})
         if self.sampler == "tpe":
             del table["sampler"]
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
@@ -90,10 +91,13 @@ def resolve(
     init: str | Path | None = None,
     label: str | None = None,
     sampler: str | None = None,
+    patience: int | None = None,
 ) -> tuple[SearchConfig, data.Source]:
     """Turn names into contents, and check them all before anything is written. Raises `InputError`."""
     size = Budget.parse(budget).bytes
-    check_limits(time_limit, trials, workers)
+    check_limits(time_limit, trials, workers, patience)
+    if patience is not None and (sampler or DEFAULT_SAMPLER) != "rate-distortion":
+        raise InputError(f"--patience {patience} needs a sampler that expects something: --sampler rate-distortion")
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
     if sampler is not None and sampler not in get_args(Sampler):
@@ -121,6 +125,7 @@ def resolve(
         seed=seed,
         trials=trials,
         time_limit=time_limit,
+        patience=patience,
         workers=workers or default_workers(gpus),
         gpus=gpus,
         init=None if init is None else str(Path(init).resolve()),
@@ -139,9 +144,12 @@ def _content_hash(path: Path) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
-def check_limits(time_limit: float | None, trials: int | None, workers: int | None) -> None:
+def check_limits(
+    time_limit: float | None, trials: int | None, workers: int | None, patience: int | None = None
+) -> None:
     """Raise `InputError` for a limit that is not positive; None is no limit."""
-    for name, value in (("trials", trials), ("workers", workers), ("time limit", time_limit)):
+    limits = {"trials": trials, "workers": workers, "time limit": time_limit, "patience": patience}
+    for name, value in limits.items():
         if value is not None and value <= 0:
             raise InputError(f"the {name} must be positive, got {value}")
 

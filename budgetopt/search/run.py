@@ -32,9 +32,12 @@ from budgetopt.search import engine
 from budgetopt.search import study as studies
 from budgetopt.search.config import SearchConfig, check_limits, default_workers, gpu_count
 from budgetopt.search.design import Design, smallest_file
+from budgetopt.search.explanation import Explanation, explain
 from budgetopt.search.finish import MOST_CANDIDATES, Final, finish
 from budgetopt.search.folder import RunFolder
+from budgetopt.search.problem import Measures, problem_of
 from budgetopt.search.progress import Observer, Progress
+from budgetopt.search.sampler import RateDistortionSampler
 from budgetopt.trial import TrialContext
 
 HOPELESS = 20  # failed trials without a finished one, after which the search gives up
@@ -207,6 +210,7 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
         run.observer,
         run.out.checkpoints,
         config.sampler,
+        config.patience,
     )
 
     def stop() -> bool:
@@ -242,6 +246,8 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
         searcher.abandon_running()
         if reason and len(progress.ended) == before:
             raise BudgetoptError(f"the trials ended early: {reason}; go on with 'budgetopt resume {run.out}'")
+        if searcher.reason:
+            run.observer.message(f"search ended by --patience: {searcher.reason}")
         done = config.trials is not None and searcher.count >= config.trials
         if done or searcher.exhausted or len(progress.ended) == before:
             break  # else: Tune itself ended early, say after a worker was killed for memory; go on
@@ -274,6 +280,21 @@ def with_shared(run: _Run) -> TrialContext:
     if config.gpus:
         torch.cuda.empty_cache()  # the workers need it
     return replace(run.context, shared=found, learned=known, teacher=teacher)
+
+
+def explain_run(out: RunFolder) -> Explanation:
+    """What the rate–distortion model makes of a run, whatever sampler proposed its trials. Reads the data and the
+    study, trains and writes nothing. Raises `InputError` where no trial has finished."""
+    config = SearchConfig.load(out.config)
+    study = studies.load(out.study)
+    kept = config.model_copy(update={"init": out.init_copy(config)})
+    _, context, selector = _prepare(kept, data.open_source(config.dataset, config.data_root, config.label))
+    most_ipc = Design(kept, context, selector).most_ipc
+    sampler = RateDistortionSampler(problem_of(context, config.space, most_ipc, Measures(context, selector)))
+    view = sampler.view(study, len(study.get_trials(deepcopy=False)))
+    if not view.model.finished:
+        raise InputError(f"no trial of the run {str(out)!r} has finished: there is nothing to explain yet")
+    return explain(view, study.user_attrs.get("smallest_bytes") or smallest_file(kept, context, selector))
 
 
 def cache_folder() -> Path:

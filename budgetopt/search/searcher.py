@@ -22,8 +22,16 @@ from budgetopt.seeding import derive
 from budgetopt.space import SearchSpace, possible
 from budgetopt.trial import TrialContext, checkpoint
 
+GAIN = "expected_gain"  # user attribute of trials that the model proposed
 STARTUP = 12  # trials before TPE models anything
+LEAST_GAIN = 0.001  # of accuracy, or of the hypervolume's rectangle: a proposal that expects less is not worth a trial
 MOST_ASKS = 200  # proposals in a row that are too large or known, before the space counts as exhausted
+
+
+def _hopeless_in_a_row(study: optuna.Study) -> int:
+    """Proposals at the end of the study that expected less than LEAST_GAIN."""
+    gains = [t.user_attrs[GAIN] for t in study.get_trials(deepcopy=False) if GAIN in t.user_attrs]
+    return next((i for i, gain in enumerate(reversed(gains)) if gain >= LEAST_GAIN), len(gains))
 
 
 class StudySearcher(Searcher):
@@ -44,6 +52,7 @@ class StudySearcher(Searcher):
         observer: Observer,
         checkpoints: Path,
         sampler: str = "tpe",
+        patience: int | None = None,
     ) -> None:
         super().__init__(metric=None, mode=None)
         self._study, self._space, self._context = study, space, context
@@ -67,6 +76,9 @@ class StudySearcher(Searcher):
                 self._remember_too_large(r.allocation)
         self.count = sum(r.state in ("complete", "stopped", "infeasible", "failed") for r in earlier)
         self.exhausted = False
+        self.reason: str | None = None  # why there are no more proposals
+        self._patience = patience
+        self._hopeless = _hopeless_in_a_row(study)
         self.closing = False  # the run is being stopped: what ends now is interrupted, not judged
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,10 +100,18 @@ class StudySearcher(Searcher):
         for _ in range(MOST_ASKS):
             number_of_trials = len(self._study.get_trials(deepcopy=False))
             self._study.sampler = self._sampler(derive("sampler", self._context.seed, number_of_trials) % 2**32)
+            if self._patience and self._hopeless >= self._patience:
+                self.exhausted = True
+                self.reason = f"no more than {LEAST_GAIN:.1%} expected of any of the last {self._hopeless} proposals"
+                return Searcher.FINISHED
             trial = self._study.ask()
             allocation = self._space.suggest(trial, list(self._context.objectives), self._most_ipc)
             if self._context.objectives[allocation.objective].steps == 0:  # nothing is trained: no weight of a loss
                 allocation = replace(allocation, rate_weight=0.0)
+            gain = self._guided.expected_gain if self._guided else None
+            if gain is not None:
+                trial.set_user_attr(GAIN, gain)
+                self._hopeless = self._hopeless + 1 if gain < LEAST_GAIN else 0
             trial.set_user_attr("allocation", allocation.to_dict())
             trial.set_user_attr("key", allocation.key)
             if self._rejected(trial, allocation):
