@@ -37,6 +37,7 @@ def search(
     data_root: str | Path | None = None,
     sampler: str | None = None,
     patience: int | None = None,
+    storage: str | None = None,
     label: str | None = None,
     report: Report | None = None,
     verbose: bool = False,
@@ -49,6 +50,9 @@ def search(
     (default: 270 for small samples, else 3,600; none if `trials` is given). out: run folder (default: a new one under
     `runs/`); one that holds this very run is gone on with. sampler: what proposes allocations, `rate-distortion` or
     `tpe`; patience: with `rate-distortion`, end after so many proposals in a row that promise less than 0.1 points.
+
+    storage: URL of a database or journal that keeps the study (default: `study.db` in the run folder), `sqlite:///FILE`,
+    `journal:///FILE`, `postgresql://…` or `mysql://…`.
 
     Raises `InputError` for wrong input before anything is written, `BudgetoptError` if no trial gives a file. Call it
     from the main thread if Ctrl-C is to end it in order. Settings for Ray and the memory allocator of its workers are
@@ -77,7 +81,7 @@ def search(
         label=label,
     )
     folder = RunFolder(out if out is not None else default_out(source.name, config.budget))
-    return new_run(config, source, folder, report or Silent(), verbose, time.monotonic() - started)
+    return new_run(config, source, folder, report or Silent(), verbose, time.monotonic() - started, storage)
 
 
 def resume(

@@ -77,6 +77,9 @@ def search(
         int | None,
         typer.Option(help="End after so many proposals in a row that promise under 0.1 points (rate-distortion)."),
     ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="URL that keeps the study (default: study.db in the run folder).")
+    ] = None,
     data_root: DataRoot = None,
     label: Label = None,
     verbose: Verbose = False,
@@ -99,6 +102,7 @@ def search(
         init=init,
         sampler=sampler,
         patience=patience,
+        storage=storage,
         data_root=data_root,
         label=label,
         report=terminal.report(console),

@@ -1,4 +1,8 @@
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +54,34 @@ def small_npz(tmp_path):
         y_test=y_test,
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """URL of a PostgreSQL server of its own on loopback, from Debian's package."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    found = str(programs[-1]) if programs else shutil.which("pg_ctl")
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    user = "postgres" if os.getuid() == 0 else None  # the server refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
+    password = folder / "password"
+    password.write_text("s3cret")
+    if user:
+        shutil.chown(folder, user)
+        shutil.chown(password, user)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(program, *arguments):
+        command = [str(Path(found).with_name(program)), "-D", folder / "data", *arguments]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(command, check=True, user=user, cwd=folder, **quiet)
+
+    run("initdb", "-U", "runner", "-A", "scram-sha-256", "--pwfile", password)
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    run("pg_ctl", "-w", "-o", options, "-l", folder / "log", "start")
+    yield f"postgresql://runner:s3cret@127.0.0.1:{port}/postgres"
+    run("pg_ctl", "-m", "immediate", "stop")
+    shutil.rmtree(folder, ignore_errors=True)

@@ -19,6 +19,7 @@ import budgetopt
 from budgetopt import api, result
 from budgetopt.errors import InputError
 from budgetopt.front import non_dominated
+from budgetopt.search.folder import RunFolder
 from budgetopt.search.study import load as load_study
 from budgetopt.search.study import record, records
 
@@ -283,6 +284,33 @@ def test_kill_of_the_driver_loses_no_finished_trial(tmp_path):
     again = [t.user_attrs["restart_of"] for t in load_study(run / "study.db").trials if "restart_of" in t.user_attrs]
     assert sorted(again) == interrupted  # each is in the queue again, once; it waits its turn behind the design
     assert "running" not in states(run)
+
+
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_kill_of_a_run_whose_study_is_elsewhere(kind, tmp_path, request, monkeypatch):
+    url = request.getfixturevalue("postgresql") if kind == "postgresql" else f"journal:///{tmp_path}/runs.journal"
+    monkeypatch.setenv("BUDGETOPT_STORAGE", url)  # which has the password; the folder does not
+    search = start(
+        "search", "--budget", "500", "--trials", 4, "--workers", 2, "--out", "run", "--storage", url,
+        "--protocol", quick_protocol(tmp_path), folder=tmp_path,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    wait_for(lambda: finished_files(run))
+    search.send_signal(signal.SIGKILL)
+    search.communicate()
+    assert not (run / "study.db").exists()
+    assert not any("s3cret" in path.read_text(errors="replace") for path in run.glob("*.json"))
+    before = [r for r in records(load_study(RunFolder(run).study)) if r.state in ("complete", "stopped")]
+    resumed = command("resume", "run", folder=tmp_path)
+    assert "Pareto front" in resumed.stdout
+    after = records(load_study(RunFolder(run).study))
+    assert [after[r.number] for r in before] == before
+    assert sum(r.state in ("complete", "stopped", "infeasible") for r in after) == 4
+    assert "Pareto front" in command("front", "run", folder=tmp_path).stdout
+    again = command("search", "--budget", "500", "--out", "run", "--storage", "sqlite:///other.db", "--protocol",
+                    quick_protocol(tmp_path), folder=tmp_path, check=False)  # fmt: skip
+    assert again.returncode == 2
+    assert "kept elsewhere" in again.stderr
 
 
 def test_a_killed_trial_goes_on_from_its_last_rung(tmp_path):

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError
+from budgetopt.search import storage
 from budgetopt.search import study as studies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*set_metric_names is experimental")
@@ -56,7 +57,7 @@ def test_create_and_load(path, study):
 def test_wal_is_on_and_commits_do_not_wait_for_the_disk(path, study):
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    with studies.storage(path).engine.connect() as connection:
+    with storage.opened(path).engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1  # NORMAL
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 

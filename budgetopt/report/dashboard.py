@@ -13,7 +13,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from budgetopt.errors import InputError
 from budgetopt.search.folder import RunFolder
-from budgetopt.search.study import load, storage
+from budgetopt.search.storage import opened
+from budgetopt.search.study import load
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 HOST = "127.0.0.1"
@@ -51,10 +52,11 @@ def server(folder: RunFolder, port: int) -> WSGIServer:
     import optuna
     import optuna_dashboard
 
-    load(folder.study)  # a clear error where there is no study
+    place = folder.study
+    load(place)  # a clear error where there is no study
     folder.artifacts.mkdir(exist_ok=True)
     artifacts = optuna.artifacts.FileSystemArtifactStore(str(folder.artifacts))
-    app = optuna_dashboard.wsgi(storage(folder.study), artifact_store=artifacts)
+    app = optuna_dashboard.wsgi(opened(place), artifact_store=artifacts)
     try:
         made = make_server(HOST, port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from budgetopt.errors import InputError
 from budgetopt.search.config import SearchConfig
+from budgetopt.search.storage import Place, Remote
 
 if TYPE_CHECKING:
     from budgetopt.representation import InitialSet
@@ -25,7 +26,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config, self.study = self.path / "config.json", self.path / "study.db"
+        self.config, self.storage = self.path / "config.json", self.path / "storage.json"
         self.versions = self.path / "versions.json"
         self.trials, self.artifacts, self.front = self.path / "trials", self.path / "artifacts", self.path / "front"
         self.checkpoints = self.path / "checkpoints"  # of trials that run or were interrupted: one each, no others
@@ -34,6 +35,11 @@ class RunFolder:
         self.init = self.path / "init.npz"
         self.best = self.path / "best.bopt"
         self.test_evaluations = self.path / "test_evaluations.jsonl"
+
+    @property
+    def study(self) -> Place:
+        """The folder's own SQLite file, unless the run was given another storage. Raises `InputError`."""
+        return Remote.read(self.storage) if self.storage.exists() else self.path / "study.db"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -66,7 +72,13 @@ class RunFolder:
             )
         return True
 
-    def create(self, config: SearchConfig, versions: dict[str, Any], init: InitialSet | None = None) -> None:
+    def create(
+        self,
+        config: SearchConfig,
+        versions: dict[str, Any],
+        init: InitialSet | None = None,
+        storage: Remote | None = None,
+    ) -> None:
         try:
             for folder in (self.path, self.trials, self.artifacts):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +89,8 @@ class RunFolder:
             y = np.repeat(np.arange(len(init.counts)), init.counts)
             np.savez_compressed(buffer, x=init.x, y=y)
             write_atomically(self.init, buffer.getvalue())
+        if storage is not None:
+            write_atomically(self.storage, storage.to_json().encode())
         write_atomically(self.versions, (json.dumps(versions, indent=2) + "\n").encode())
         write_atomically(self.config, (config.model_dump_json(indent=2) + "\n").encode())
 
@@ -88,7 +102,9 @@ class RunFolder:
     def enclosing(cls, file: Path) -> RunFolder | None:
         """The run folder that `file` lies in, at any depth."""
         for parent in file.resolve().parents:
-            if (parent / "config.json").is_file() and (parent / "study.db").is_file():
+            if (parent / "config.json").is_file() and any(
+                (parent / name).is_file() for name in ("study.db", "storage.json")
+            ):
                 return cls(parent)
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import secrets
 import shutil
 import signal
 import threading
@@ -29,6 +30,7 @@ from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import LEARNED, Selector, learned
 from budgetopt.report import files
 from budgetopt.search import engine
+from budgetopt.search import storage as storages
 from budgetopt.search import study as studies
 from budgetopt.search.config import SearchConfig, check_limits, default_workers, gpu_count
 from budgetopt.search.design import Design, smallest_file
@@ -38,6 +40,7 @@ from budgetopt.search.folder import RunFolder
 from budgetopt.search.problem import Measures, problem_of
 from budgetopt.search.progress import Observer, Progress
 from budgetopt.search.sampler import RateDistortionSampler
+from budgetopt.search.storage import Remote
 from budgetopt.trial import TrialContext
 
 HOPELESS = 20  # failed trials without a finished one, after which the search gives up
@@ -53,22 +56,35 @@ class Report(Interface):
 
 
 def new_run(
-    config: SearchConfig, source: data.Source, out: RunFolder, report: Report, verbose: bool, spent: float = 0.0
+    config: SearchConfig,
+    source: data.Source,
+    out: RunFolder,
+    report: Report,
+    verbose: bool,
+    spent: float = 0.0,
+    storage: str | None = None,
 ) -> result.Result:
     """Run `config` into `out`, or go on where `out` already holds this very run. `spent`: seconds of the time
-    limit that have passed already."""
+    limit that have passed already; storage: URL of where the study is kept, by default the folder."""
     started = time.monotonic()
     _quiet_optuna(verbose)
-    if out.prepare(config) and out.study.exists():
+    url = None if storage is None else storages.parse(storage)
+    if out.prepare(config) and storages.exists(out.study):
+        held = out.study
+        if url is not None and getattr(held, "url", None) != url:
+            raise InputError(f"the study of the run {str(out)!r} is kept elsewhere: leave out --storage")
         return resume_run(out, report, verbose, config.time_limit, config.trials, config.workers)
+    place = None if url is None else Remote(url, f"{out.path.name}-{secrets.token_hex(4)}")
+    if place is not None:
+        storages.opened(place)  # an error of it comes before anything is written
     dataset, context, selector = _prepare(config, source)
     smallest = smallest_file(config, context, selector)
     config = config.with_time_limit(dataset.spec.values)
     report.plan(config, dataset, out, smallest)
     # a copy of `init` too: the run must not depend on a file that may change
-    out.create(config, versions(), context.init)
+    out.create(config, versions(), context.init, place)
     with out.locked():
-        study = studies.create(out.study)
+        study = studies.create(place or out.study)
         study.set_user_attr("smallest_bytes", smallest)
         study.set_user_attr("config", config.model_dump(mode="json"))
         spent += time.monotonic() - started
@@ -97,6 +113,7 @@ def resume_run(
     config = config.model_copy(update={k: v for k, v in updates.items() if v is not None})
     studies.check(out.study)  # before the lock is written
     with out.locked():
+        storages.mend(out.study)
         study = studies.load(out.study)
         if result.is_final(out.path):
             found = result.read(out.path)

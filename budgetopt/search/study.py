@@ -16,14 +16,14 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError
+from budgetopt.search import storage
+from budgetopt.search.storage import Place, Remote
 
-NAME = "budgetopt"
 DIRECTIONS = [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]
 METRICS = ["log2(bytes)", "validation accuracy"]
 
@@ -50,44 +50,32 @@ class Record:
     rungs: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
-def storage(path: Path) -> RDBStorage:
-    """SQLite in WAL mode: readers are not disturbed, a write costs a quarter. NORMAL loses nothing on `kill -9`."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-    url = sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()  # escapes % and ? in folder names
-    opened = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-
-    @sqlalchemy.event.listens_for(opened.engine, "connect")
-    def _normal(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    opened.engine.dispose()  # connections made before the listener
-    return opened
-
-
-def create(path: Path) -> optuna.Study:
-    study = optuna.create_study(storage=storage(path), study_name=NAME, directions=DIRECTIONS)
+def create(place: Place) -> optuna.Study:
+    study = optuna.create_study(storage=storage.opened(place), study_name=storage.name_of(place), directions=DIRECTIONS)
     study.set_metric_names(METRICS)
     return study
 
 
-def check(path: Path) -> None:
+def check(place: Place) -> None:
     """Raise `InputError` where there is no study; writes nothing."""
-    if not path.is_file():
-        raise InputError(f"{str(path.parent)!r} is a run folder without a study ({path.name} is missing)")
+    if isinstance(place, Path) and not place.is_file():
+        raise InputError(f"{str(place.parent)!r} is a run folder without a study ({place.name} is missing)")
+    if isinstance(place, Remote) and not storage.exists(place):
+        raise InputError(f"there is no study {place.study!r} in {place.public}")
 
 
-def load(path: Path) -> optuna.Study:
+def load(place: Place) -> optuna.Study:
     """Raises `InputError` where there is no readable study."""
-    check(path)
+    check(place)
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
-                raise KeyError("no studies in it")  # before Optuna makes its own tables there
-        return optuna.load_study(storage=storage(path), study_name=NAME)
-    except (KeyError, sqlite3.DatabaseError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{str(path.parent)!r} is a run folder without a readable study: {reason}") from None
+        if isinstance(place, Path):
+            with closing(sqlite3.connect(f"{place.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+                if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
+                    raise KeyError("no studies in it")  # before Optuna makes its own tables there
+        return optuna.load_study(storage=storage.opened(place), study_name=storage.name_of(place))
+    except (KeyError, ValueError, sqlite3.DatabaseError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+        where = f"{str(place.parent)!r} is a run folder" if isinstance(place, Path) else f"{place.public} is a storage"
+        raise InputError(f"{where} without a readable study: {str(error).splitlines()[0]}") from None
 
 
 def record(trial: FrozenTrial) -> Record:
