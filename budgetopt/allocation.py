@@ -34,7 +34,8 @@ class Allocation:
     defaults left out; label_bits: of a probability in soft labels, 0 for hard labels; rate_weight: λ, the weight of
     the estimated file size in the loss, relative to the method's first loss; label_temperature: divides the logits of
     the teacher of soft labels, of no effect on hard ones; balance: how these samples are shared out
-    among classes of unequal size, a name of `BALANCES`.
+    among classes of unequal size, a name of `BALANCES`; rdoq: weight of a bit against the error, in variances, in the
+    rate–distortion optimised quantization of the samples that a set starts from (0: the nearest levels).
     """
 
     objective: str = "coreset"
@@ -50,6 +51,7 @@ class Allocation:
     rate_weight: float = 0.0
     balance: str = "equal"
     label_temperature: float = TEMPERATURE
+    rdoq: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -67,6 +69,8 @@ class Allocation:
             raise InputError(f"label_bits must be in 0..8, got {self.label_bits}")
         if not 0 <= self.rate_weight < math.inf:
             raise InputError(f"rate_weight must not be negative, got {self.rate_weight}")
+        if not 0 <= self.rdoq < math.inf:
+            raise InputError(f"rdoq must not be negative, got {self.rdoq}")
         if not 0 < self.label_temperature < math.inf:
             raise InputError(f"label_temperature must be positive, got {self.label_temperature}")
         if not self.label_bits:
@@ -81,7 +85,7 @@ class Allocation:
         for name in _OPTIONS:
             table[name] = dict(table[name])
         added = {name: {} for name in _OPTIONS} | {"label_bits": 0, "rate_weight": 0.0, "balance": "equal"}
-        added["label_temperature"] = TEMPERATURE
+        added |= {"label_temperature": TEMPERATURE, "rdoq": 0.0}
         return {name: value for name, value in table.items() if name not in added or value != added[name]}
 
     @classmethod
@@ -111,6 +115,7 @@ class Allocation:
             f"{show(self.quantizer, self.quantizer_options)} {self.clipping}, "
             f"{show(self.transform, self.transform_options)}"
             + (f", {self.label_bits}-bit labels{self._softness}" if self.label_bits else "")
+            + (f", RDOQ {self.rdoq:g}" if self.rdoq else "")
             + (f", rate weight {self.rate_weight:g}" if self.rate_weight else "")
         )
 

@@ -267,6 +267,7 @@ def trial(
         str, typer.Option(help="Samples of unequal classes: equal, sqrt (of their sizes), proportional.")
     ] = "equal",
     label_temperature: Annotated[float, typer.Option(help="Divides the logits of the teacher of soft labels.")] = 4.0,
+    rdoq: Annotated[float, typer.Option(help="Weight of a bit against the error when symbols are chosen.")] = 0.0,
     budget: Annotated[str | None, typer.Option(help="Make it fit this many bytes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Override the objective's distillation steps.")] = None,
     protocol: Protocol = None,
@@ -296,6 +297,7 @@ def trial(
             rate_weight,
             balance,
             label_temperature,
+            rdoq,
         ),
         budget=budget,
         steps=steps,

@@ -40,6 +40,7 @@ def allocation(
     rate_weight: float = 0.0,
     balance: str = "equal",
     label_temperature: float = TEMPERATURE,
+    rdoq: float = 0.0,
 ) -> Allocation:
     """Checked values as an allocation. transform, quantizer: a family, with options as in `dct:keep=0.25`; `clipping`
     None is the quantizer's first, `levels` None the only number it has, else 2."""
@@ -66,6 +67,7 @@ def allocation(
         rate_weight,
         balance,
         label_temperature,
+        rdoq,
     )
 
 

@@ -174,6 +174,7 @@ class SearchSpace(declarative.Strict):
     label_temperature: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1e6)], ...], Field(min_length=1, strict=False)
     ] = (TEMPERATURE,)
+    rdoq: Annotated[tuple[Annotated[float, Field(ge=0, le=1e6)], ...], Field(min_length=1, strict=False)] = (0.0,)
     balance: Names = ("equal",)
     ipc: IpcRange = IpcRange()
     quantizer: Annotated[tuple[QuantizerChoice, ...], Field(min_length=1, strict=False)]
@@ -229,6 +230,7 @@ class SearchSpace(declarative.Strict):
         bits = self.label_bits[trial.suggest_int("label_bits", 0, len(self.label_bits) - 1)]
         weight = self.rate_weight[trial.suggest_int("rate_weight", 0, len(self.rate_weight) - 1)]
         temperature = self.label_temperature[trial.suggest_int("label_temperature", 0, len(self.label_temperature) - 1)]
+        rdoq = self.rdoq[trial.suggest_int("rdoq", 0, len(self.rdoq) - 1)]
         balance = trial.suggest_categorical("balance", self.balance)
         return Allocation(
             objective,
@@ -244,6 +246,7 @@ class SearchSpace(declarative.Strict):
             weight,
             balance,
             temperature,
+            rdoq,
         )
 
     def parameters(self, allocation: Allocation, most_ipc: int) -> dict[str, Any]:
@@ -262,6 +265,7 @@ class SearchSpace(declarative.Strict):
             "label_bits": self.label_bits.index(allocation.label_bits),
             "rate_weight": self._weight_at(allocation),
             "label_temperature": self._temperature_at(allocation),
+            "rdoq": self.rdoq.index(allocation.rdoq),
             "balance": allocation.balance,
         }
 
@@ -300,6 +304,7 @@ class SearchSpace(declarative.Strict):
                     min(self.label_bits),
                     balance=self.balance[0],
                     label_temperature=min(self.label_temperature),
+                    rdoq=self.rdoq[0] if first else self.rdoq[-1],
                 )
 
     def sorted_levels(self) -> SearchSpace:
@@ -309,6 +314,7 @@ class SearchSpace(declarative.Strict):
             "label_bits": tuple(sorted(set(self.label_bits))),
             "rate_weight": tuple(sorted(set(self.rate_weight))),
             "label_temperature": tuple(sorted(set(self.label_temperature))),
+            "rdoq": tuple(sorted(set(self.rdoq))),
         }
         return self.model_copy(update={"quantizer": choices, **ordered})
 
@@ -339,7 +345,7 @@ def possible(allocation: Allocation, shape: tuple[int, ...]) -> bool:
         options = allocation.quantizer_options
         family = quantizers.build(allocation.quantizer, allocation.levels, allocation.clipping, options)
         family.check_transform(allocation.transform, shape)
-        if allocation.rate_weight and not family.has_rate:
+        if (allocation.rate_weight or allocation.rdoq) and not family.has_rate:
             return False
     except InputError:
         return False

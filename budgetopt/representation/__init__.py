@@ -17,6 +17,7 @@ from budgetopt.packing import PackedSet, SoftLabels, pack
 from budgetopt.packing.layout import first_of_each
 from budgetopt.quantizers import build as build_quantizer
 from budgetopt.representation.rate import CodedSize
+from budgetopt.representation.rdoq import optimised
 from budgetopt.teacher import Teacher
 from budgetopt.transforms import build as build_transform
 
@@ -76,10 +77,14 @@ class Representation(nn.Module):
         self.quantizer.budget = budget
         self.quantizer.fit(coded, self.labels, self.transform.layout)
         self.quantizer.to(device)
+        if allocation.rdoq:
+            coded = optimised(coded, self.labels, self.quantizer, self.transform.layout, self.counts, allocation.rdoq)
         self.latent = nn.Parameter(self.quantizer.free(coded, self.labels) / self.unit)
         self.label_bits, self._teacher = allocation.label_bits, teacher
         self._temperature = allocation.label_temperature
-        self._lost = x - self.transform.inverse(coded) if self.label_bits else None  # by the transform alone
+        self._lost = (
+            x - self.transform.inverse(coded) if self.label_bits else None
+        )  # before any quantization of latents
         self.register_parameter("label_logits", None)
         self.rate_weight = allocation.rate_weight
         self._coded_size = CodedSize(self.quantizer, self.transform.layout, self.counts)

@@ -71,7 +71,7 @@ class CodedSize:
         stored, side = self._quantizer.encode(x, labels)
         if not takes(type(side)):
             raise InputError(f"rate_weight must be 0 for the quantizer {side.name}: it does not code single values")
-        level, down, up = (torch.from_numpy(a).to(x.device) for a in _steps_around(stored, side, self._domain))
+        level, down, up = (torch.from_numpy(a).to(x.device) for a in steps_around(stored, side, self._domain))
         symbols = torch.from_numpy(stored.astype(np.int64)).to(x.device)
         cost = bits_around(symbols, labels, side.levels, self._domain.layout)
         there = torch.stack([down, torch.ones_like(down), up], -1) > 0  # equal levels are one
@@ -109,7 +109,7 @@ class Near:
         return total.sum()
 
 
-def _steps_around(symbols: np.ndarray, side: Dequantizer, domain: Domain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def steps_around(symbols: np.ndarray, side: Dequantizer, domain: Domain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of any family that has one level for each symbol and value, through its dequantizer: level, step down and step
     up, (n, K) float32 each; a step is 0 where there is no such level."""
     index = np.arange(len(symbols))
