@@ -23,6 +23,7 @@ RUNS = {
     "augmentation": (["--quick"], ["shift, scale, rotate", "minus none"]),
     "methods": (["--quick"], ["random", "datm", "minus random"]),
     "recipe": (["--quick"], ["20 epochs of SGD", "dsa, 1 a class", "mean of all files"]),
+    "rdoq": (["--quick"], ["2 levels, weight 0.3", "minus weight 0", "bytes of the same samples"]),
     "claims": (["--quick"], ["Claim 1", "Claim 2", "Claim 4", "Claim 6", "control", "GAQ, refined", "lenet"]),
 }
 
