@@ -81,30 +81,31 @@ def finished_files(run):
     return list((run / "trials").glob("*.bopt"))
 
 
-def scratch_folders():
-    return set(Path(tempfile.gettempdir()).glob("bo-*"))
+def scratch_folders(process):
+    return set(Path(tempfile.gettempdir()).glob(f"bo-{process.pid}-*"))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One run to the end, and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    before = scratch_folders()
     search = start(
         "search", "--budget", "2kb", "--trials", 8, "--workers", 2, "--seed", 3, "--protocol", quick_protocol(folder),
         "--time-limit", "4min", "--out", "run", folder=folder,
     )  # fmt: skip
-    watched, children = psutil.Process(search.pid), set()
+    watched, children, scratch = psutil.Process(search.pid), set(), set()
     while search.poll() is None:
         try:
+            scratch |= scratch_folders(search)
             children |= {(c.pid, c.create_time()) for c in watched.children(recursive=True)}
         except psutil.NoSuchProcess:
             break
         time.sleep(0.2)
     out, err = search.communicate()
     assert search.returncode == 0, out + err
+    assert len(scratch) == 1  # it had one while it ran
     left = [pid for pid, created in children if _alive(pid, created)]
-    return {"run": folder / "run", "out": out, "err": err, "left": left, "scratch": scratch_folders() - before}
+    return {"run": folder / "run", "out": out, "err": err, "left": left, "scratch": scratch_folders(search)}
 
 
 def _alive(pid, created):
@@ -200,8 +201,8 @@ def test_study_records_every_trial_with_its_reports(finished):
     for one in ended:
         if one.state == "complete":
             assert (finished["run"] / one.file).stat().st_size == one.bytes
-            assert study.trials[record.number].values == pytest.approx([np.log2(record.bytes), record.accuracy])
-            assert 0 in record.rungs
+            assert study.trials[one.number].values == pytest.approx([np.log2(one.bytes), one.accuracy])
+            assert 0 in one.rungs
     assert any(r.allocation.objective == "coreset" for r in ended)
 
 
@@ -345,21 +346,6 @@ def test_a_killed_trial_goes_on_from_its_last_rung(tmp_path):
     assert not checkpoints.exists()
 
 
-def test_kill_of_a_worker_costs_no_trial(tmp_path):
-    (tmp_path / "dm.toml").write_text('method = "dm"\nsteps = 600\nbank = 0\nreal_batch = 64\n')
-    search = start(
-        "search", "--budget", "500", "--workers", 1, "--out", "run", "--time-limit", "10min", "--trials", 3,
-        "--objective", "dm.toml", "--protocol", quick_protocol(tmp_path), folder=tmp_path,
-    )  # fmt: skip
-    run = tmp_path / "run"
-    wait_for(lambda: any(r.rungs for r in running(run)))
-    (worker,) = (c for c in psutil.Process(search.pid).children(recursive=True) if "ray::Impl" in " ".join(c.cmdline()))
-    worker.kill()
-    out, err = search.communicate(timeout=280)
-    assert search.returncode == 0, out + err
-    assert not any(r.state == "failed" for r in records(load_study(run / "study.db")))
-
-
 def test_kill_after_the_front_is_fixed_does_not_fix_it_again(tmp_path):
     run = tmp_path / "run"
     search = start(
@@ -407,7 +393,8 @@ def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
     assert (run / "front.png").exists()
 
 
-def test_death_of_a_worker_costs_one_trial_only(tmp_path):
+def test_death_of_a_worker_costs_no_trial(tmp_path):
+    """The trial goes on in another worker."""
     run = tmp_path / "run"
     search = start(
         "search", "--budget", "1kb", "--trials", 6, "--workers", 2, "--out", "run",
@@ -423,7 +410,7 @@ def test_death_of_a_worker_costs_one_trial_only(tmp_path):
     out, err = search.communicate(timeout=250)
     assert search.returncode == 0, out + err
     ended = [r for r in records(load_study(run / "study.db")) if r.state not in ("skipped", "waiting")]
-    assert [r.message for r in ended if r.state == "failed"] == ["its worker process died"]
+    assert {r.state for r in ended} <= {"complete", "stopped", "infeasible"}
     assert len(ended) == 6
 
 
