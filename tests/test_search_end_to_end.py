@@ -37,7 +37,7 @@ SCRIPT = str(Path(sys.executable).with_name("budgetopt"))
 
 
 def command(*arguments, folder, check=True):
-    done = subprocess.run([SCRIPT, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([SCRIPT, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=900)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
