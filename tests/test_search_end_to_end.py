@@ -394,7 +394,7 @@ def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
 
 
 def test_death_of_a_worker_costs_one_trial_at_most(tmp_path):
-    """Tune mostly starts the trial again in another worker; where it does not, the trial is a failed one and no more."""
+    """Tune mostly starts the trial again in another worker; where it does not, one trial has failed, no more."""
     run = tmp_path / "run"
     search = start(
         "search", "--budget", "1kb", "--trials", 6, "--workers", 2, "--out", "run",

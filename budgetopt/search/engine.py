@@ -124,7 +124,7 @@ def run_trials(
             storage_path=str(scratch / "tune"),
             stop=StopWhen(stop),
             verbose=2 if verbose else 0,
-            failure_config=tune.FailureConfig(max_failures=1),  # a worker that dies: the trial mostly goes on in another
+            failure_config=tune.FailureConfig(max_failures=1),  # where a worker dies the trial starts again
         ),
     )
     tuner.fit()
