@@ -67,16 +67,16 @@ class Bilevel(Method):
         if self._age:
             network = self._data.random_network(seeded("restored"))
             network.load_state_dict(state["network"])
-            self._train(network)
+            self._go_on_with(network)
             self._weights = state["weights"].to(self._data.device)
             self._targets = state["targets"].to(self._data.device)
 
     def _restart(self) -> None:
-        self._train(self._data.random_network(self._generator))
+        self._go_on_with(self._data.random_network(self._generator))
         self._weights = parameters_to_vector(self._network.parameters())
         self._targets = self._representation.targets().detach()
 
-    def _train(self, network: Network) -> None:
+    def _go_on_with(self, network: Network) -> None:
         self._network = network
         self._shapes = {name: p.shape for name, p in network.named_parameters()}
 

@@ -38,6 +38,12 @@ def takes(dequantizer: type[Dequantizer]) -> bool:
     return all(getattr(dequantizer, name) is getattr(Dequantizer, name) for name in own)
 
 
+def check(side: Dequantizer, choice: str) -> None:
+    """Raise `InputError` where `choice` weighs bits of symbols that are not levels of single values."""
+    if not takes(type(side)):
+        raise InputError(f"{choice} must be 0 for the quantizer {side.name}: it does not code single values")
+
+
 class CodedSize:
     """Bits of the symbols of a changing set. Symbols and counts are looked at again every `REFRESH` estimates."""
 
@@ -69,8 +75,7 @@ class CodedSize:
     def refresh(self, x: torch.Tensor, labels: torch.Tensor) -> None:
         """Look at the symbols of x and their counts now."""
         stored, side = self._quantizer.encode(x, labels)
-        if not takes(type(side)):
-            raise InputError(f"rate_weight must be 0 for the quantizer {side.name}: it does not code single values")
+        check(side, "rate_weight")
         level, down, up = (torch.from_numpy(a).to(x.device) for a in steps_around(stored, side, self._domain))
         symbols = torch.from_numpy(stored.astype(np.int64)).to(x.device)
         cost = bits_around(symbols, labels, side.levels, self._domain.layout)

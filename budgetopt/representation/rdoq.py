@@ -13,11 +13,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from budgetopt.errors import InputError
 from budgetopt.packing.dequantizer import Dequantizer
 from budgetopt.packing.layout import Domain, Layout
 from budgetopt.quantizers.base import Quantizer
-from budgetopt.representation.rate import bits_around, steps_around, takes
+from budgetopt.representation.rate import bits_around, check, steps_around
 
 PASSES = 3  # over all values; the third moves fewer than one in a thousand
 
@@ -29,8 +28,7 @@ def optimised(
     """x: (n, K) coded values, labels: (n,) in class order → (n, K) levels. weight: of a bit, in variances of x. Raises
     `InputError` for a family whose symbols are not levels of single values."""
     stored, side = quantizer.encode(x, labels)
-    if not takes(type(side)):
-        raise InputError(f"rdoq must be 0 for the quantizer {side.name}: it does not code single values")
+    check(side, "rdoq")
     domain, turns = Domain(layout, counts), _turns(layout).to(x.device)
     symbols = torch.from_numpy(stored.astype(np.int64)).to(x.device)
     variance = float(x.var(correction=0)) or 1.0

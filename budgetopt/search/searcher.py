@@ -215,10 +215,11 @@ class StudySearcher(Searcher):
             self.count -= 1
             self._seen.pop(Allocation.from_dict(trial.user_attrs["allocation"]), None)  # it may be tried again
             self._study.tell(trial, state=TrialState.FAIL)
-        if self._study.get_trials(deepcopy=False)[trial.number].user_attrs.get("reason") != records.INTERRUPTED:
-            checkpoint(self._context, Allocation.from_dict(trial.user_attrs["allocation"]), self._checkpoints).remove()
         self._progress.running.discard(trial.number)
         ended = records.record(self._study.get_trials(deepcopy=False)[trial.number])
+        if ended.state != "interrupted":
+            assert ended.allocation is not None
+            checkpoint(self._context, ended.allocation, self._checkpoints).remove()
         self._progress.ended.append(ended)
         self._study.set_user_attr("seconds", self._progress.elapsed)
         self._observer.trial_ended(ended)
