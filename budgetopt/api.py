@@ -37,6 +37,7 @@ def search(
     data_root: str | Path | None = None,
     sampler: str | None = None,
     patience: int | None = None,
+    warm_start: Sequence[str | Path] = (),
     storage: str | None = None,
     label: str | None = None,
     report: Report | None = None,
@@ -49,7 +50,8 @@ def search(
     shipped files or paths of your own TOML files (default: by the kind of data). time_limit: seconds of the whole call
     (default: 270 for small samples, else 3,600; none if `trials` is given). out: run folder (default: a new one under
     `runs/`); one that holds this very run is gone on with. sampler: what proposes allocations, `rate-distortion` or
-    `tpe`; patience: with `rate-distortion`, end after so many proposals in a row that promise less than 0.1 points.
+    `tpe`; with `rate-distortion`, patience: end after so many proposals in a row that promise less than 0.1 points,
+    warm_start: run folders whose trials it learns from, also of other budgets and on other data.
 
     storage: URL of a database or journal that keeps the study (default: `study.db` in the run folder), `sqlite:///FILE`,
     `journal:///FILE`, `postgresql://…` or `mysql://…`.
@@ -78,6 +80,7 @@ def search(
         init=init,
         sampler=sampler,
         patience=patience,
+        warm_start=warm_start,
         label=label,
     )
     folder = RunFolder(out if out is not None else default_out(source.name, config.budget))

@@ -77,6 +77,10 @@ def search(
         int | None,
         typer.Option(help="End after so many proposals in a row that promise under 0.1 points (rate-distortion)."),
     ] = None,
+    warm_start: Annotated[
+        list[Path] | None,
+        typer.Option(help="A run to learn from, of any budget or dataset; several allowed (rate-distortion)."),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(help="URL that keeps the study (default: study.db in the run folder).")
     ] = None,
@@ -102,6 +106,7 @@ def search(
         init=init,
         sampler=sampler,
         patience=patience,
+        warm_start=tuple(warm_start or ()),
         storage=storage,
         data_root=data_root,
         label=label,

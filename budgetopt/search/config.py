@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -45,13 +46,18 @@ class SearchConfig(declarative.Strict):
     init: str | None = None
     sampler: Sampler = "tpe"  # what proposes allocations; runs of earlier versions knew no other
     init_hash: str | None = None  # of the file's content: the same path may hold another set later
+    warm_start: list[str] = Field(default_factory=list)  # run folders that the sampler learns from
+    warm_start_hash: str | None = None  # of what it learned there
 
     @property
     def identity(self) -> str:
         """Hash of what decides the result of a trial: two runs with the same identity are the same run."""
-        table = self.model_dump(exclude={"trials", "time_limit", "patience", "workers", "gpus", "data_root", "init"})
+        may_change = {"trials", "time_limit", "patience", "workers", "gpus", "data_root", "init", "warm_start"}
+        table = self.model_dump(exclude=may_change)
         if self.sampler == "tpe":
             del table["sampler"]
+        if self.warm_start_hash is None:
+            del table["warm_start_hash"]
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -92,12 +98,16 @@ def resolve(
     label: str | None = None,
     sampler: str | None = None,
     patience: int | None = None,
+    warm_start: Sequence[str | Path] = (),
 ) -> tuple[SearchConfig, data.Source]:
     """Turn names into contents, and check them all before anything is written. Raises `InputError`."""
     size = Budget.parse(budget).bytes
     check_limits(time_limit, trials, workers, patience)
-    if patience is not None and (sampler or DEFAULT_SAMPLER) != "rate-distortion":
+    guided = (sampler or DEFAULT_SAMPLER) == "rate-distortion"
+    if patience is not None and not guided:
         raise InputError(f"--patience {patience} needs a sampler that expects something: --sampler rate-distortion")
+    if warm_start and not guided:
+        raise InputError(f"--warm-start {warm_start[0]} needs a sampler that learns from it: --sampler rate-distortion")
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
     if sampler is not None and sampler not in get_args(Sampler):
@@ -130,6 +140,7 @@ def resolve(
         gpus=gpus,
         init=None if init is None else str(Path(init).resolve()),
         init_hash=None if init is None else _content_hash(Path(init)),
+        warm_start=[str(Path(run).resolve()) for run in warm_start],
     )
     return config, source
 

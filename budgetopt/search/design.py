@@ -88,8 +88,9 @@ class Design:
         ]
         return list(dict.fromkeys(found))
 
-    def enqueue(self, study: optuna.Study) -> None:
-        for allocation in self.allocations():
+    def enqueue(self, study: optuna.Study, most: int | None = None) -> None:
+        """The whole design, or its first `most` allocations."""
+        for allocation in self.allocations()[:most]:
             study.enqueue_trial(self._config.space.parameters(allocation, self.most_ipc))
 
 

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError
 from budgetopt.search import study as studies
-from budgetopt.search.error_model import log_odds
+from budgetopt.search.error_model import CHOICE_SPREAD, log_odds
 from budgetopt.search.problem import Problem
 from budgetopt.search.rate_distortion import History, Kinds, Points, rung_offset, works
 from budgetopt.search.rate_model import GROWTH_SPREAD, Codings, Packings, RateModel, fit_growth
@@ -24,6 +24,9 @@ CHOSEN = tuple(
     for f in fields(Allocation)
     if f.name not in ("objective", "ipc", "levels", "clipping", "transform_options", "quantizer_options")
 )
+
+OTHER_DATA = 1.5  # spread of how much easier other data are, in log-odds
+TRANSFER = 0.5  # doubt that one trial on other data says something here, in log-odds
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,19 @@ class Observed:
     @property
     def settled(self) -> bool:
         return self.state != "interrupted"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Finished trials of another run. classes, validation: of its data; comparable: on the same data by the same
+    protocol, so that its accuracies are what this search would have measured; same_sizes: from the same train part, so
+    that its initial files are this search's."""
+
+    trials: tuple[Observed, ...]
+    classes: int
+    validation: int
+    comparable: bool = False
+    same_sizes: bool = False
 
 
 def observe(trial: FrozenTrial, allocation_of: Callable[[Mapping[str, Any]], Allocation]) -> Observed | None:
@@ -71,17 +87,32 @@ def observe(trial: FrozenTrial, allocation_of: Callable[[Mapping[str, Any]], All
 
 
 class KindTable:
-    """All kinds, those offered first, as arrays; the rate model. methods: objectives, sorted."""
+    """All kinds, those offered first, as arrays; the rate model. methods: objectives, sorted.
 
-    def __init__(self, offered: Sequence[Allocation], observed: Sequence[Observed], problem: Problem) -> None:
-        self._problem = problem
-        self.kinds = list(dict.fromkeys([*offered, *(o.kind for o in observed)]))
+    Kinds of runs on other data have rows of their own, which share all coefficients of the law but one: a choice that
+    every trial of such a run makes and no trial here, how much easier its data are."""
+
+    def __init__(
+        self,
+        offered: Sequence[Allocation],
+        observed: Sequence[Observed],
+        problem: Problem,
+        earlier: Sequence[Earlier] = (),
+    ) -> None:
+        self._problem, self._earlier = problem, earlier
+        near = [o for run in earlier if run.comparable for o in run.trials]
+        self.kinds = list(dict.fromkeys([*offered, *(o.kind for o in observed), *(o.kind for o in near)]))
         self._index = {kind: i for i, kind in enumerate(self.kinds)}
-        self.methods = sorted({kind.objective for kind in self.kinds})
-        measured = [problem.measure(kind) for kind in self.kinds]
-        codings, families = _indices(map(_coding, self.kinds)), _indices(map(_family, self.kinds))
+        foreign = [i for i, run in enumerate(earlier) if not run.comparable]
+        elsewhere = list(dict.fromkeys((i, o.kind) for i in foreign for o in earlier[i].trials))
+        self._elsewhere = {key: len(self.kinds) + row for row, key in enumerate(elsewhere)}
+        rows = [*self.kinds, *(kind for _, kind in elsewhere)]
+        self.methods = sorted({kind.objective for kind in rows})
+        measured = [problem.measure(kind) for kind in rows]
+        codings, families = _indices(map(_coding, rows)), _indices(map(_family, rows))
         of_coding = np.unique(codings, return_index=True)[1]
-        packed = [o for o in observed if o.initial_bytes is not None]
+        packed = [*observed, *(o for run in earlier if run.same_sizes for o in run.trials)]
+        packed = [o for o in packed if o.initial_bytes is not None]
         self.rate = RateModel(
             Codings(
                 np.array([measured[k].bits for k in of_coding], np.float64),
@@ -94,16 +125,19 @@ class KindTable:
                 np.array([o.initial_bytes for o in packed], np.float64),
             ),
         )
-        growth = self._growth(observed)
+        growth = self._growth([*observed, *near], rows)
+        of_run = np.zeros((len(rows), len(foreign)))
+        for (i, _), row in self._elsewhere.items():
+            of_run[row, foreign.index(i)] = OTHER_DATA / CHOICE_SPREAD  # whose coefficient has that spread
         self.arrays = Kinds(
-            method=np.array([self.methods.index(k.objective) for k in self.kinds]),
+            method=np.array([self.methods.index(k.objective) for k in rows]),
             delta=np.array([m.distortion for m in measured], np.float64),
-            levels=np.array([k.levels for k in self.kinds], np.float64),
-            choices=_one_hot([_choices(k) for k in self.kinds]),
+            levels=np.array([k.levels for k in rows], np.float64),
+            choices=np.hstack([_one_hot([_choices(k) for k in rows]), of_run]),
             coding=codings,
             growth=growth[0],
             growth_std=growth[1],
-            works=self._works(observed),
+            works=self._works([*observed, *near], rows),
         )
 
     def history(self, observed: Sequence[Observed]) -> tuple[History, list[int]]:
@@ -119,17 +153,31 @@ class KindTable:
         at_rung = np.array([o.rungs[r] for o, r in zip(part, reached, strict=True)], np.float64).reshape(-1, 2)
         part_g, part_variance = log_odds(at_rung[:, 0], at_rung[:, 1], samples)
         extra = np.array([offsets[self._rung(o, r)] for o, r in zip(part, reached, strict=True)]).reshape(-1, 2)
+        earlier, earlier_g, earlier_variance = self._of_earlier()
         history = History(
             finished=self._points(complete),
             g=g,
             variance=variance,
             log_bytes=np.log2(np.array([o.bytes for o in complete], np.float64)),
-            others=self._points(part),
-            others_g=part_g + extra[:, 0],
-            others_variance=part_variance + extra[:, 1],
+            others=self._points(part).joined(earlier),
+            others_g=np.concatenate([part_g + extra[:, 0], earlier_g]),
+            others_variance=np.concatenate([part_variance + extra[:, 1], earlier_variance]),
             pending=self._points([o for o in observed if o.state in ("running", "waiting")]),
         )
         return history, [o.number for o in complete]
+
+    def _of_earlier(self) -> tuple[Points, np.ndarray, np.ndarray]:
+        """→ points of earlier runs, their log-odds and variances."""
+        kind, n, g, variance = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
+        for i, run in enumerate(self._earlier):
+            accuracies = np.array([(o.accuracy, o.error) for o in run.trials], np.float64).reshape(-1, 2)
+            found, doubt = log_odds(accuracies[:, 0], accuracies[:, 1], run.validation)
+            at = [self._at(o) if run.comparable else self._elsewhere[i, o.kind] for o in run.trials]
+            kind.append(np.array(at, np.int64))
+            n.append(np.array([o.samples or 1 for o in run.trials], np.float64) / run.classes)
+            g.append(found)
+            variance.append(doubt + (0.0 if run.comparable else TRANSFER**2))
+        return Points(np.concatenate(kind), np.concatenate(n)), np.concatenate(g), np.concatenate(variance)
 
     def _at(self, observed: Observed) -> int:
         return self._index[observed.kind]
@@ -162,7 +210,7 @@ class KindTable:
             found[key] = rung_offset(log_odds(below, zero, samples)[0], log_odds(last, zero, samples)[0])
         return found
 
-    def _growth(self, observed: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray]:
+    def _growth(self, observed: Sequence[Observed], rows: Sequence[Allocation]) -> tuple[np.ndarray, np.ndarray]:
         """(K,) mean and spread of the logarithm; none of sets that are not optimised."""
         trained, problem = self._problem.trained, self._problem
         methods, kinds, values = [], [], []
@@ -180,10 +228,10 @@ class KindTable:
             kinds.append(_growth_kind(o.allocation))
             values.append(grown)
         growth = fit_growth(methods, kinds, values)
-        found = [growth.of(k.objective, _growth_kind(k)) if k.objective in trained else (0.0, 0.0) for k in self.kinds]
+        found = [growth.of(k.objective, _growth_kind(k)) if k.objective in trained else (0.0, 0.0) for k in rows]
         return np.array([mean for mean, _ in found]), np.array([spread for _, spread in found])
 
-    def _works(self, observed: Sequence[Observed]) -> np.ndarray:
+    def _works(self, observed: Sequence[Observed], rows: Sequence[Allocation]) -> np.ndarray:
         """(K,) by method and quantizer, drawn to the method's."""
         ended = [o for o in observed if o.state in ("complete", "stopped", "failed")]
         at = [self._at(o) for o in ended]
@@ -193,8 +241,8 @@ class KindTable:
             size = int(index.max()) + 1
             return np.bincount(index[at], failed, minlength=size), np.bincount(index[at], minlength=size)
 
-        methods = _indices(k.objective for k in self.kinds)
-        families = _indices((k.objective, k.quantizer) for k in self.kinds)
+        methods = _indices(k.objective for k in rows)
+        families = _indices((k.objective, k.quantizer) for k in rows)
         of_method = works(*counted(methods))[methods]
         of_family = of_method[np.unique(families, return_index=True)[1]]
         return works(*counted(families), of_family)[families]

@@ -32,7 +32,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"  # of trials that run or were interrupted: one each, no others
         self.front_json, self.front_csv = self.path / "front.json", self.path / "front.csv"
         self.front_png, self.best_png = self.path / "front.png", self.path / "best.png"
-        self.init = self.path / "init.npz"
+        self.init, self.warm_start = self.path / "init.npz", self.path / "warm_start.json"
         self.best = self.path / "best.bopt"
         self.test_evaluations = self.path / "test_evaluations.jsonl"
 
@@ -78,6 +78,7 @@ class RunFolder:
         versions: dict[str, Any],
         init: InitialSet | None = None,
         storage: Remote | None = None,
+        warm_start: str | None = None,
     ) -> None:
         try:
             for folder in (self.path, self.trials, self.artifacts):
@@ -91,6 +92,8 @@ class RunFolder:
             write_atomically(self.init, buffer.getvalue())
         if storage is not None:
             write_atomically(self.storage, storage.to_json().encode())
+        if warm_start is not None:
+            write_atomically(self.warm_start, warm_start.encode())
         write_atomically(self.versions, (json.dumps(versions, indent=2) + "\n").encode())
         write_atomically(self.config, (config.model_dump_json(indent=2) + "\n").encode())
 

@@ -58,11 +58,15 @@ class Points:
     def __getitem__(self, index: np.ndarray | slice) -> Points:
         return Points(self.kind[index], self.n[index])
 
+    def joined(self, other: Points) -> Points:
+        return Points(np.concatenate([self.kind, other.kind]), np.concatenate([self.n, other.n]))
+
 
 @dataclass(frozen=True, eq=False)
 class History:
     """What was measured. finished: N points with log-odds g, their variance, and log2 of their bytes; others: points
-    stopped at a rung, log-odds and variance as if they had gone on; pending: points without any figure."""
+    stopped at a rung, log-odds and variance as if they had gone on, and those of earlier runs; pending: points without
+    any figure."""
 
     finished: Points
     g: np.ndarray

@@ -34,6 +34,7 @@ from budgetopt.search import storage as storages
 from budgetopt.search import study as studies
 from budgetopt.search.config import SearchConfig, check_limits, default_workers, gpu_count
 from budgetopt.search.design import Design, smallest_file
+from budgetopt.search.evidence import Earlier
 from budgetopt.search.explanation import Explanation, explain
 from budgetopt.search.finish import MOST_CANDIDATES, Final, finish
 from budgetopt.search.folder import RunFolder
@@ -41,6 +42,7 @@ from budgetopt.search.problem import Measures, problem_of
 from budgetopt.search.progress import Observer, Progress
 from budgetopt.search.sampler import RateDistortionSampler
 from budgetopt.search.storage import Remote
+from budgetopt.search.warm_start import WarmStart
 from budgetopt.trial import TrialContext
 
 HOPELESS = 20  # failed trials without a finished one, after which the search gives up
@@ -69,6 +71,8 @@ def new_run(
     started = time.monotonic()
     _quiet_optuna(verbose)
     url = None if storage is None else storages.parse(storage)
+    known = WarmStart.of(config.warm_start) if config.warm_start else None
+    config = config.model_copy(update={"warm_start_hash": known.hash if known else None})
     if out.prepare(config) and storages.exists(out.study):
         held = out.study
         if url is not None and getattr(held, "url", None) != url:
@@ -82,7 +86,7 @@ def new_run(
     config = config.with_time_limit(dataset.spec.values)
     report.plan(config, dataset, out, smallest)
     # a copy of `init` too: the run must not depend on a file that may change
-    out.create(config, versions(), context.init, place)
+    out.create(config, versions(), context.init, place, known.model_dump_json() if known else None)
     with out.locked():
         study = studies.create(place or out.study)
         study.set_user_attr("smallest_bytes", smallest)
@@ -177,7 +181,10 @@ def _drive(
     verbose: bool,
     earlier: float = 0.0,
 ) -> result.Result:
-    study.set_user_attr("split_hash", dataset.spec.split_hash)
+    spec = dataset.spec
+    facts = {"split_hash": spec.split_hash, "classes": spec.classes, "validation": len(dataset.val)}
+    for name, value in facts.items():
+        study.set_user_attr(name, value)
     assert config.time_limit is not None
     progress = Progress(config.time_limit, config.workers, earlier)
     progress.ended = [r for r in studies.records(study) if r.state not in ("running", "waiting")]
@@ -212,8 +219,9 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
     context = with_shared(run)
     selector = Selector(context.train, context.spec, context.learned)
     design = Design(config, context, selector)
+    earlier = _earlier(run.out, config, context)
     if not run.study.get_trials(deepcopy=False):
-        design.enqueue(run.study)
+        design.enqueue(run.study, 1 if earlier else None)
     torch.set_num_threads(1)  # the workers have the cores; asking the sampler is faster on one thread too
     progress.phase = "searching"
     searcher = StudySearcher(
@@ -228,6 +236,7 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
         run.out.checkpoints,
         config.sampler,
         config.patience,
+        earlier,
     )
 
     def stop() -> bool:
@@ -270,6 +279,11 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
             break  # else: Tune itself ended early, say after a worker was killed for memory; go on
 
 
+def _earlier(out: RunFolder, config: SearchConfig, context: TrialContext) -> list[Earlier]:
+    """What the run's own copy holds of the runs that it was started with."""
+    return WarmStart.load(out.warm_start).earlier(config, context.spec) if config.warm_start else []
+
+
 def with_shared(run: _Run) -> TrialContext:
     """The context with what every objective shares of the real data, what selections of the space learn of it, and the
     teacher where the space has soft labels; from the cache, or made now."""
@@ -307,7 +321,8 @@ def explain_run(out: RunFolder) -> Explanation:
     kept = config.model_copy(update={"init": out.init_copy(config)})
     _, context, selector = _prepare(kept, data.open_source(config.dataset, config.data_root, config.label))
     most_ipc = Design(kept, context, selector).most_ipc
-    sampler = RateDistortionSampler(problem_of(context, config.space, most_ipc, Measures(context, selector)))
+    problem = problem_of(context, config.space, most_ipc, Measures(context, selector))
+    sampler = RateDistortionSampler(problem, warm_start=_earlier(out, config, context))
     view = sampler.view(study, len(study.get_trials(deepcopy=False)))
     if not view.model.finished:
         raise InputError(f"no trial of the run {str(out)!r} has finished: there is nothing to explain yet")

@@ -21,7 +21,7 @@ from budgetopt.allocation import Allocation
 from budgetopt.front import non_dominated
 from budgetopt.search import residual
 from budgetopt.search import study as studies
-from budgetopt.search.evidence import KindTable, Observed, observe
+from budgetopt.search.evidence import Earlier, KindTable, Observed, observe
 from budgetopt.search.problem import Problem
 from budgetopt.search.rate_distortion import History, Model, Points
 
@@ -40,16 +40,21 @@ class RateDistortionSampler(BaseSampler):
     Allocations that were tried, run, wait, or are known to be too large are not proposed again.
 
     problem: None in a study whose space is unknown. fallback: samples what the model does not, by default TPE with
-    `seed`.
+    `seed`. warm_start: what earlier runs, also of other budgets and on other data, found out about allocations.
 
     expected_gain: of the last proposal: in accuracy, or in hypervolume as a share of the rectangle from one byte on;
     None where it was not the model's.
     """
 
     def __init__(
-        self, problem: Problem | None = None, *, seed: int | None = None, fallback: BaseSampler | None = None
+        self,
+        problem: Problem | None = None,
+        *,
+        seed: int | None = None,
+        fallback: BaseSampler | None = None,
+        warm_start: Sequence[Earlier] = (),
     ) -> None:
-        self._problem = problem
+        self._problem, self._earlier = problem, tuple(warm_start)
         self.fallback = fallback or optuna.samplers.TPESampler(seed=None if seed is None else seed % 2**32)
         self.expected_gain: float | None = None
         self._observed: dict[int, Observed] = {}  # of ended trials, which never change
@@ -108,7 +113,7 @@ class RateDistortionSampler(BaseSampler):
             raise ValueError("this sampler was given no problem: it has no model")
         found = [self._observe(trial) for trial in study.get_trials(deepcopy=False) if trial.number != number]
         observed = [o for o in found if o is not None]
-        return View(self._problem, observed, self._theta, number)
+        return View(self._problem, observed, self._theta, number, self._earlier)
 
     def _observe(self, trial: FrozenTrial) -> Observed | None:
         assert self._problem is not None
@@ -148,7 +153,12 @@ class View:
     added."""
 
     def __init__(
-        self, problem: Problem, observed: list[Observed], theta: dict[tuple[int, ...], np.ndarray], number: int
+        self,
+        problem: Problem,
+        observed: list[Observed],
+        theta: dict[tuple[int, ...], np.ndarray],
+        number: int,
+        earlier: Sequence[Earlier] = (),
     ) -> None:
         self.problem = problem
         settled = [o for o in observed if o.settled]
@@ -162,7 +172,7 @@ class View:
         on_front = non_dominated(np.array([o.bytes for o in complete]), np.array([o.accuracy for o in complete]))
         front = [o.allocation for o, member in zip(complete, on_front, strict=True) if member]
         self._offered = problem.candidates.kinds(front, number)
-        self.table = KindTable(self._offered, observed, problem)
+        self.table = KindTable(self._offered, observed, problem, earlier)
         history, numbers = self.table.history(observed)
         self.model = self._fitted(history)
         count = residual.fitted_points(len(history.finished))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ray.tune.search import Searcher
 from budgetopt.allocation import Allocation
 from budgetopt.methods.selection import Selector
 from budgetopt.search import study as records
+from budgetopt.search.evidence import Earlier
 from budgetopt.search.problem import Measures, problem_of
 from budgetopt.search.progress import Observer, Progress
 from budgetopt.search.sampler import RateDistortionSampler
@@ -53,6 +55,7 @@ class StudySearcher(Searcher):
         checkpoints: Path,
         sampler: str = "tpe",
         patience: int | None = None,
+        warm_start: Sequence[Earlier] = (),
     ) -> None:
         super().__init__(metric=None, mode=None)
         self._study, self._space, self._context = study, space, context
@@ -62,7 +65,8 @@ class StudySearcher(Searcher):
         self._measures = Measures(context, selector)
         self._guided: RateDistortionSampler | None = None
         if sampler == "rate-distortion" and context.budget is not None:
-            self._guided = RateDistortionSampler(problem_of(context, space, most_ipc, self._measures))
+            problem = problem_of(context, space, most_ipc, self._measures)
+            self._guided = RateDistortionSampler(problem, warm_start=warm_start)
         earlier = records.records(study)
         self._seen = {
             r.allocation: r.number
