@@ -7,13 +7,14 @@ with a Host header of this machine pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from budgetopt.errors import InputError
 from budgetopt.search.folder import RunFolder
-from budgetopt.search.storage import opened
+from budgetopt.search.storage import opened, readable
 from budgetopt.search.study import load
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -56,7 +57,8 @@ def server(folder: RunFolder, port: int) -> WSGIServer:
     load(place)  # a clear error where there is no study
     folder.artifacts.mkdir(exist_ok=True)
     artifacts = optuna.artifacts.FileSystemArtifactStore(str(folder.artifacts))
-    app = optuna_dashboard.wsgi(opened(place), artifact_store=artifacts)
+    study = readable(place) if isinstance(place, Path) else place
+    app = optuna_dashboard.wsgi(opened(study), artifact_store=artifacts)
     try:
         made = make_server(HOST, port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:

@@ -138,6 +138,7 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
     from budgetopt import trial
     from budgetopt.allocation import Allocation
     from budgetopt.errors import OverBudget
+    from budgetopt.search import storage
     from budgetopt.search.folder import RunFolder
 
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -171,8 +172,9 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
         except Exception as error:  # any failure of one trial is recorded, and the search goes on
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            full = storage.unwritable(error)
             last_line = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
-            result = {"failure": last_line[:500], "last": True}
+            result = {"unwritable": full, "last": True} if full else {"failure": last_line[:500], "last": True}
         tune.report(result)  # raises SystemExit where the scheduler stops the trial
         if "rung" not in result:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import platform
 import secrets
@@ -85,14 +86,15 @@ def new_run(
     smallest = smallest_file(config, context, selector)
     config = config.with_time_limit(dataset.spec.values)
     report.plan(config, dataset, out, smallest)
-    # a copy of `init` too: the run must not depend on a file that may change
-    out.create(config, versions(), context.init, place, known.model_dump_json() if known else None)
-    with out.locked():
-        study = studies.create(place or out.study)
-        study.set_user_attr("smallest_bytes", smallest)
-        study.set_user_attr("config", config.model_dump(mode="json"))
-        spent += time.monotonic() - started
-        return _drive(config, dataset, context, study, out, report, verbose, spent)
+    with storages.explained(str(out)):
+        # a copy of `init` too: the run must not depend on a file that may change
+        out.create(config, versions(), context.init, place, known.model_dump_json() if known else None)
+        with out.locked():
+            study = studies.create(place or out.study)
+            study.set_user_attr("smallest_bytes", smallest)
+            study.set_user_attr("config", config.model_dump(mode="json"))
+            spent += time.monotonic() - started
+            return _drive(config, dataset, context, study, out, report, verbose, spent)
 
 
 def resume_run(
@@ -116,7 +118,9 @@ def resume_run(
         updates["workers"] = default_workers(gpu_count())
     config = config.model_copy(update={k: v for k, v in updates.items() if v is not None})
     studies.check(out.study)  # before the lock is written
-    with out.locked():
+    if all(path.exists() for path in (out.front_json, out.front_csv, out.front_png)) and result.is_final(out.path):
+        return result.read(out.path)  # also where nothing can be written
+    with storages.explained(str(out)), out.locked():
         storages.mend(out.study)
         study = studies.load(out.study)
         if result.is_final(out.path):
@@ -246,7 +250,7 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
         # a late file is better than none: without one the limit counts twice
         late = progress.elapsed > (progress.time_limit - reserve if finished else 2 * progress.time_limit)
         hopeless = not finished and progress.counts["failed"] >= HOPELESS
-        searcher.closing = run.interrupted() or late or hopeless
+        searcher.closing = run.interrupted() or late or hopeless or searcher.unwritable is not None
         return searcher.closing
 
     scheduler = FrontHalving(studies.records(run.study))
@@ -266,10 +270,12 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
                 verbose,
             )
         except Exception as error:  # Tune ends its whole experiment for one killed worker or one failed write
-            if run.interrupted():
+            if run.interrupted() or storages.unwritable(error):
                 raise
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         searcher.abandon_running()
+        if searcher.unwritable is not None:
+            raise OSError(errno.ENOSPC, searcher.unwritable)
         if reason and len(progress.ended) == before:
             raise BudgetoptError(f"the trials ended early: {reason}; go on with 'budgetopt resume {run.out}'")
         if searcher.reason:

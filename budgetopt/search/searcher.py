@@ -83,6 +83,7 @@ class StudySearcher(Searcher):
         self.reason: str | None = None  # why there are no more proposals
         self._patience = patience
         self._hopeless = _hopeless_in_a_row(study)
+        self.unwritable: str | None = None  # why a worker could not write its file: the trial's fault is none
         self.closing = False  # the run is being stopped: what ends now is interrupted, not judged
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,13 +201,16 @@ class StudySearcher(Searcher):
             self._record(trial, result)
         if not math.isfinite(result.get("accuracy", 0.0)):
             result["failure"] = f"the accuracy is {result['accuracy']}"
+        if result.get("unwritable"):
+            self.unwritable, self.closing = result["unwritable"], True
+            error = False
         if result.get("over_budget"):
             self._explain(trial, records.OVER_AFTER, result["over_budget"])
             self._study.tell(trial, state=TrialState.PRUNED)
         elif error or result.get("failure"):
             self._explain(trial, "failure", result.get("failure", "its worker process died"))
             self._study.tell(trial, state=TrialState.FAIL)
-        elif result.get("last"):
+        elif result.get("last") and not result.get("unwritable"):
             trial.set_user_attr("bytes", result["bytes"])
             trial.set_user_attr("accuracy", result["accuracy"])
             self._attach_picture(trial, result)
@@ -214,7 +218,7 @@ class StudySearcher(Searcher):
         elif "rung" in result and not self.closing:
             trial.set_user_attr("reason", records.STOPPED)
             self._study.tell(trial, state=TrialState.PRUNED)
-        else:  # ended by the time limit or Ctrl-C
+        else:  # ended by the time limit, Ctrl-C or a full disk
             trial.set_user_attr("reason", records.INTERRUPTED)
             self.count -= 1
             self._seen.pop(Allocation.from_dict(trial.user_attrs["allocation"]), None)  # it may be tried again

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import json
 import os
+import shutil
 import sqlite3
-from contextlib import closing, suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +20,12 @@ import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from budgetopt.errors import InputError
+from budgetopt.errors import BudgetoptError, InputError
 
 NAME = "budgetopt"  # of the study in a run folder's own file
 ENVIRONMENT = "BUDGETOPT_STORAGE"  # a URL with its password, which is never written to a run folder
 DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}  # where the URL names none
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of a disk that takes no more
 KINDS = "sqlite:///FILE, journal:///FILE, postgresql://USER@HOST/DATABASE or mysql://USER@HOST/DATABASE"
 
 
@@ -62,6 +68,19 @@ class Remote:
 
 
 Place = Path | Remote  # a Path: a run folder's own SQLite file
+
+
+def readable(file: Path) -> Path:
+    """An SQLite file that can be opened: in a read-only folder, where WAL mode cannot work, a copy that lasts as long
+    as this process."""
+    if os.access(file.parent, os.W_OK):
+        return file
+    folder = Path(tempfile.mkdtemp(prefix="budgetopt-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for part in (file, file.with_name(f"{file.name}-wal")):  # what a killed process left is in the second
+        if part.exists():
+            shutil.copyfile(part, folder / part.name)
+    return folder / file.name
 
 
 def parse(url: str) -> str:
@@ -107,6 +126,34 @@ def reason(error: Exception) -> str:
     """One line of what a database said."""
     lines = [line.strip() for line in str(getattr(error, "orig", None) or error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def unwritable(error: BaseException | None) -> str | None:
+    """Why a disk or database takes no more, where that is what `error` comes from; None for any other error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error.strerror
+        if isinstance(error, sqlalchemy.exc.OperationalError):
+            return reason(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def explained(run: str) -> Iterator[None]:
+    """Raise `BudgetoptError` in place of what a disk that is full, or a folder that became read-only, ends in."""
+    try:
+        yield
+    except BudgetoptError:
+        raise
+    except Exception as error:
+        why = unwritable(error)
+        if why is None:
+            raise
+        raise BudgetoptError(
+            f"the run {run!r} cannot be written: {why}; what is finished is kept: when there is room, go on with "
+            f"'budgetopt resume {run}'"
+        ) from error
 
 
 def _sqlite(url: sqlalchemy.URL, path: Path) -> RDBStorage:

@@ -69,6 +69,7 @@ def load(place: Place) -> optuna.Study:
     check(place)
     try:
         if isinstance(place, Path):
+            place = storage.readable(place)
             with closing(sqlite3.connect(f"{place.resolve().as_uri()}?mode=ro", uri=True)) as connection:
                 if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
                     raise KeyError("no studies in it")  # before Optuna makes its own tables there
