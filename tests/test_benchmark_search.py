@@ -68,3 +68,22 @@ def test_halving_keeps_its_share(script):
     large = {"rung": 0, "last": False, "bytes": 100, "accuracy": 0.9}
     beaten = {"rung": 0, "last": False, "bytes": 120, "accuracy": 0.05}
     assert [ranked.on_trial_result(None, None, r) for r in (large, small, beaten)] == ["CONTINUE", "CONTINUE", "STOP"]
+
+
+@pytest.mark.long
+def test_overhead_is_measured_on_a_real_search(tmp_path, script, capsys):
+    law_table().save(tmp_path / "law.npz")
+    arguments = ["--out", str(tmp_path), "--table", str(tmp_path / "law.npz"), "--trials", "5", "--finished", "30"]
+    main = script("overhead.py")["main"]
+    main([*arguments, "--proposals", "2", "--megabytes", "20"])
+    printed = capsys.readouterr().out
+    for text in ("trials: 5 on 2 workers", "beside them: ", "workers without a trial: ", "replayed, 0.2 s a proposal"):
+        assert text in printed
+    assert "30 finished trials" in printed
+    own = [
+        float(line.split(" resident, ")[1].split(" MB")[0]) for line in printed.splitlines() if " resident, " in line
+    ]
+    assert len(own) == 2
+    assert max(own) < 20  # mapped, not copied
+    main([*arguments, "--parts", "trials"])  # the search is finished: it is read
+    assert "trials: 5 on 2 workers" in capsys.readouterr().out

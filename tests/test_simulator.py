@@ -165,6 +165,17 @@ def test_curve_counts_what_has_finished():
     assert list(curve(found, len, [0.0, found.times[1], 1e9], by_time=True)) == [0, 2, len(found.finished)]
 
 
+def test_workers_wait_for_a_driver_that_asks_slowly():
+    """One proposal at a time: with a driver that takes `asking` seconds, w workers start w trials `asking` apart."""
+    none = simulate(TABLE, 0, RandomSampler(0), trials=40, workers=4)
+    assert none.idle == 0.0
+    slow = simulate(TABLE, 0, RandomSampler(0), trials=4, workers=4, asking=5.0)
+    assert slow.idle >= 5 + 10 + 15 + 20  # a proposal that is taken already costs another
+    longer = simulate(TABLE, 0, RandomSampler(0), trials=40, workers=4, asking=5.0)
+    assert longer.time >= 40 * 5.0
+    assert longer.idle / (longer.idle + longer.cost) > 0.3
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # guidance
 # ----------------------------------------------------------------------------------------------------------------------

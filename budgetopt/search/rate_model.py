@@ -73,12 +73,15 @@ class RateModel:
         mean = mean + self._family[self._codings.family[coding]]
         std = np.full(len(n), self._spread)
         log_n = np.log(n)
+        order = np.argsort(coding, kind="stable")
+        ends = np.searchsorted(coding[order], np.arange(len(self._codings.bits) + 1))
         for k, (at, left) in self._known.items():
-            mine = np.flatnonzero(coding == k)
+            mine = order[ends[k] : ends[k + 1]]
             if len(mine) == 0:
                 continue
             place = log_n[mine]
-            distance = np.abs(place[:, None] - at).min(1)
+            before = np.searchsorted(at, place).clip(1, len(at)) - 1  # the known size before it, or the first
+            distance = np.minimum(np.abs(place - at[before]), np.abs(place - at[np.minimum(before + 1, len(at) - 1)]))
             trust = EXACT + PER_LOG_N * distance
             std[mine] = np.minimum(trust, self._spread)
             known = np.interp(place, at, left)

@@ -7,6 +7,7 @@ accuracy).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import ThreadpoolController
 
 from budgetopt.allocation import Allocation
 from budgetopt.front import non_dominated
@@ -30,6 +32,12 @@ IPCS = (8, 40)  # of one kind, spread over its range
 QUANTILES = (0.0, 1.0, 2.0)  # standard deviations of the size left below the budget, of further candidates of a kind
 MOST_PACKED = 12  # candidates that turn out too large before one is proposed unpacked
 WITHIN = 2.33  # standard deviations of the size below the budget that make a candidate: one in a hundred fits
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """Of the libraries loaded by now; looking for them takes milliseconds."""
+    return ThreadpoolController()
 
 
 class RateDistortionSampler(BaseSampler):
@@ -98,7 +106,11 @@ class RateDistortionSampler(BaseSampler):
 
     def propose(self, study: optuna.Study, number: int) -> Allocation | None:
         """The allocation of trial `number`, None where every candidate is known. Needs a problem."""
-        view = self.view(study, number)
+        # one thread: rounding must not depend on the machine, and the workers have the cores
+        with _blas().limit(limits=1, user_api="blas"):
+            return self._proposed(self.view(study, number), number)
+
+    def _proposed(self, view: View, number: int) -> Allocation | None:
         points, ipc = view.candidates()
         if len(points) == 0:
             return None

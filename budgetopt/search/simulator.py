@@ -27,7 +27,8 @@ class Scheduler(Protocol):
 class Outcome:
     """What a simulated search did. finished: entries in order of their end; times: their ends in virtual seconds;
     observed: their accuracies as the search saw them; started: entries in order of their start; cost: worker seconds of
-    all trials, stopped ones up to their rung; time: of the last end."""
+    all trials, stopped ones up to their rung; idle: worker seconds between trials, while there were more; time: of the
+    last end."""
 
     finished: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -35,6 +36,7 @@ class Outcome:
     started: list[int] = field(default_factory=list)
     stopped: list[int] = field(default_factory=list)
     cost: float = 0.0
+    idle: float = 0.0
     time: float = 0.0
 
 
@@ -60,15 +62,17 @@ def simulate(
     scheduler: Scheduler | None = None,
     first: Sequence[int] = (),
     time_limit: float = np.inf,
+    asking: float = 0.0,
 ) -> Outcome:
     """Run `sampler` on seed `seed` of the table until `trials` have ended or the limit is reached.
 
     What `StudySearcher` does for every sampler is done here too: a proposal that is known already or too large before
     it starts costs nothing, is told as pruned with its constraint, and the nearest entry that may run takes its place.
-    `first`: entries that start the search, as its design does. Of two events at the same time that of the trial that
+    `first`: entries that start the search, as its design does. asking: seconds of the driver for one proposal, during
+    which it makes no other. Of two events at the same time that of the trial that
     started first comes first.
     """
-    search = _Search(table, seed, sampler, scheduler)
+    search = _Search(table, seed, sampler, scheduler, asking)
     for entry in first:
         search.study.enqueue_trial(search.grid.parameters(table.allocations[entry]))
     while True:
@@ -80,20 +84,24 @@ def simulate(
 
 
 class _Search:
-    def __init__(self, table: Table, seed: int, sampler: BaseSampler, scheduler: Scheduler | None) -> None:
-        self.table, self._seed, self._scheduler = table, seed, scheduler
+    def __init__(
+        self, table: Table, seed: int, sampler: BaseSampler, scheduler: Scheduler | None, asking: float = 0.0
+    ) -> None:
+        self.table, self._seed, self._scheduler, self._asking = table, seed, scheduler, asking
         self.grid, self.outcome = Grid(table), Outcome()
         self.study = optuna.create_study(directions=studies.DIRECTIONS, sampler=sampler)
         self.events: list[tuple[float, int, int, int]] = []  # time, number of the start, entry, rung
         self._live: dict[int, tuple[optuna.Trial, float]] = {}  # number of the start → trial, time of the start
         self._open = table.initial_bytes[:, seed] <= table.budget  # may still be started
-        self.begun, self._now = 0, 0.0
+        self.begun, self._now, self._driver_free = 0, 0.0, 0.0
 
     def start(self) -> bool:
         """Start one trial now; False where no entry is left."""
         if not self._open.any():
             return False
+        begin = max(self._now, self._driver_free)
         while True:
+            begin += self._asking
             trial = self.study.ask()
             parameters = self.grid.suggest(trial)
             allocation = self.grid.allocation(parameters)
@@ -110,7 +118,9 @@ class _Search:
             distance = np.where(self._open, self.grid.distances(parameters), np.inf)
             self.study.enqueue_trial(self.grid.parameters(self.table.allocations[int(np.argmin(distance))]))
         self._open[entry] = False
-        self._live[self.begun] = trial, self._now
+        self._live[self.begun] = trial, begin
+        self._driver_free = begin
+        self.outcome.idle += begin - self._now
         self._schedule(self.begun, entry, 0)
         self.outcome.started.append(entry)
         self.begun += 1

@@ -1,0 +1,191 @@
+"""What a search costs beside its trials.
+
+    python examples/benchmarks/overhead.py --out runs/overhead --table tests/golden/digits-table.npz
+
+trials    a real search on digits: of every trial the seconds from its proposal to its record that it did not spend on
+          distillation, evaluation and packing, and the share of the workers' time without a trial
+idle      the same share with more workers than this machine has, replayed on a recorded table; every proposal takes the
+          driver `--asking` seconds
+proposal  seconds of one proposal with 1,000 finished trials and about 20,000 candidates
+bank      memory of a worker that reads a bank of 100 MB which all workers share
+
+The search lies in `--out`: once finished it is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import psutil
+import records
+import torch
+from optuna.samplers import RandomSampler
+from optuna.trial import TrialState, create_trial
+from scipy.special import expit
+
+import budgetopt
+from budgetopt.allocation import Allocation
+from budgetopt.data import Dataset, open_source
+from budgetopt.methods.selection import Selector
+from budgetopt.objective import resolve as objective
+from budgetopt.protocol import PRESETS
+from budgetopt.search import engine
+from budgetopt.search import study as studies
+from budgetopt.search.folder import RunFolder
+from budgetopt.search.problem import Measures, Problem, problem_of
+from budgetopt.search.recorded import Table
+from budgetopt.search.sampler import RateDistortionSampler
+from budgetopt.search.simulator import simulate
+from budgetopt.space import QuantizerChoice, SearchSpace, resolve
+from budgetopt.trial import TrialContext
+
+PARTS = ("trials", "idle", "proposal", "bank")
+BUDGET = 17_000  # all digits at four levels
+
+
+def trials(console: records.Console, args: argparse.Namespace) -> None:
+    folder = args.out / f"search-{args.trials}-{args.workers}"
+    budgetopt.search(3000, out=folder, trials=args.trials, workers=args.workers, sampler="rate-distortion")
+    ended = [t for t in studies.load(RunFolder(folder).study).get_trials() if studies.record(t).rungs]
+    begun = np.array([t.datetime_start.timestamp() for t in ended if t.datetime_start])
+    over = np.array([t.datetime_complete.timestamp() for t in ended if t.datetime_complete])
+    busy = np.array([record.rungs[max(record.rungs)]["seconds"] for record in map(studies.record, ended)])
+    left = (over - begun - busy)[args.workers :]  # the first of every worker pays for its start
+    last = np.sort(begun)[-1]  # no trials remain after it has begun
+    spent = np.minimum(over, last) - begun
+    idle = 1.0 - spent.sum() / (args.workers * (last - np.sort(begun)[0]))
+    facts = {
+        "trials": f"{len(ended)} on {args.workers} workers, {np.median(busy):.2f} s each",
+        "beside them": f"{np.median(left):.2f} s at the median, {np.quantile(left, 0.9):.2f} s at nine in ten",
+        "until all workers had one": f"{np.sort(begun)[args.workers - 1] - begun.min():.1f} s",
+        "workers without a trial": f"{idle:.1%} of the time",
+    }
+    for name, value in facts.items():
+        console.print(f"{name}: {value}")
+
+
+def idle(console: records.Console, args: argparse.Namespace) -> None:
+    if args.table is None:
+        console.print("idle: needs --table, made by record_table.py")
+        return
+    table = Table.load(args.table)
+    shown = records.Table("workers", "trials", "idle", title=f"replayed, {args.asking:g} s a proposal")
+    for workers in (1, 4, 16, 64):
+        count = min(len(table.allocations) // 2, max(100, 4 * workers))
+        found = simulate(table, 0, RandomSampler(0), trials=count, workers=workers, asking=args.asking)
+        shown.add_row(str(workers), str(count), f"{found.idle / (found.idle + found.cost):.1%}")
+    console.print(shown)
+
+
+def large_problem() -> tuple[Problem, TrialContext]:
+    """Digits, and a space of about 20,000 allocations that may fit."""
+    data = Dataset.prepare(open_source("digits", None), 0)
+    objectives = {name: objective(name)[1] for name in ("coreset", "dm")}
+    context = TrialContext(data.train, data.val, data.spec, PRESETS["glyph-1"], objectives, BUDGET)
+    image = resolve("image")
+    families = (
+        QuantizerChoice(family="uniform", levels=(2, 3, 4, 6, 8, 12, 16, 32, 64), clipping=("minmax", "p1", "p5")),
+        QuantizerChoice(family="lloyd-max", levels=(2, 3, 4, 6, 8, 12, 16), clipping=("minmax", "p1")),
+        QuantizerChoice(family="apot", levels=(2, 3, 7, 15, 31), clipping=("quadd", "half")),
+    )
+    space = SearchSpace(**{**image.model_dump(), "quantizer": families, "label_bits": (0,), "rdoq": (0.0,)})
+    selector = Selector(data.train, data.spec)
+    return problem_of(context, space, max(data.spec.class_counts), Measures(context, selector)), context
+
+
+def finished_study(problem: Problem, count: int) -> optuna.Study:
+    """Trials of random allocations whose figures follow a law."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    rng, kinds = np.random.default_rng(0), problem.candidates.kinds([], 0)
+    study = optuna.create_study(directions=studies.DIRECTIONS)
+    ipcs = problem.candidates.ipcs()
+    for _ in range(count):
+        kind = kinds[rng.integers(len(kinds))]
+        allocation = replace(kind, ipc=int(np.exp(rng.uniform(0, np.log(ipcs[-1])))))
+        study.add_trial(_finished(problem, kind, allocation, rng))
+    return study
+
+
+def _finished(
+    problem: Problem, kind: Allocation, allocation: Allocation, rng: np.random.Generator
+) -> optuna.trial.FrozenTrial:
+    coding, n = problem.measure(kind), int(problem.samples(allocation.ipc))
+    size = int(50 + 0.75 * n * coding.bits / 8)
+    accuracy = float(expit(4.5 - 3.5 * allocation.ipc**-0.4 - 1.8 * coding.distortion**0.5 + 0.1 * rng.normal()))
+    parameters, every = problem.candidates.parameters(allocation), problem.candidates.distributions
+    return create_trial(
+        state=TrialState.COMPLETE,
+        params=parameters,
+        distributions={name: every[name] for name in parameters},
+        values=studies.values(size, accuracy),
+        user_attrs={"allocation": allocation.to_dict(), "initial_bytes": size},
+    )
+
+
+def proposal(console: records.Console, args: argparse.Namespace) -> None:
+    problem, _ = large_problem()
+    study, sampler = finished_study(problem, args.finished), RateDistortionSampler(problem)
+    points, _ = sampler.view(study, args.finished).candidates()  # fits hyperparameters, once in a while in a search
+    seconds = []
+    for number in range(args.finished, args.finished + args.proposals):
+        started = time.perf_counter()
+        sampler.propose(study, number)
+        seconds.append(time.perf_counter() - started)
+    of = f"{args.finished:,} finished trials and {len(points):,} candidates; what it packs included"
+    console.print(f"proposal: {1000 * np.median(seconds):.0f} ms at the median of {len(seconds)}, with {of}")
+
+
+def bank(console: records.Console, args: argparse.Namespace) -> None:
+    with engine.ray_session(args.workers, 0, verbose=False):
+        import ray
+
+        @ray.remote(num_cpus=1)
+        class Worker:
+            def own(self) -> int:
+                """Bytes that no other process has."""
+                return int(psutil.Process().memory_full_info().uss)
+
+            def read(self, shared: np.ndarray) -> tuple[int, int, float]:
+                total = float(shared.sum(dtype=np.float64))
+                found = psutil.Process().memory_full_info()
+                return int(found.uss), int(found.rss), total
+
+        shared = ray.put(np.ones(args.megabytes * 250_000, np.float32))
+        for number in range(args.workers):
+            worker = Worker.remote()
+            before = ray.get(worker.own.remote())
+            own, resident, _ = ray.get(worker.read.remote(shared))
+            console.print(
+                f"bank: worker {number}, after reading {args.megabytes} MB: {resident / 1e6:,.0f} MB resident, "
+                f"{(own - before) / 1e6:+.1f} MB of its own"
+            )
+            del worker
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the real search")
+    parser.add_argument("--table", type=Path, help="made by record_table.py, for the part `idle`")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--trials", type=int, default=40, help="of the real search (default: 40)")
+    parser.add_argument("--workers", type=int, default=2, help="of the real search (default: 2)")
+    parser.add_argument("--asking", type=float, default=0.2, help="seconds of a replayed proposal (default: 0.2)")
+    parser.add_argument("--finished", type=int, default=1000, help="trials before a proposal (default: 1,000)")
+    parser.add_argument("--proposals", type=int, default=20, help="timed ones (default: 20)")
+    parser.add_argument("--megabytes", type=int, default=100, help="of the bank (default: 100)")
+    args = parser.parse_args(arguments)
+    console = records.console()
+    console.print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
+    for part in args.parts:
+        {"trials": trials, "idle": idle, "proposal": proposal, "bank": bank}[part](console, args)
+
+
+if __name__ == "__main__":
+    main()
