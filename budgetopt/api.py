@@ -39,6 +39,7 @@ def search(
     patience: int | None = None,
     warm_start: Sequence[str | Path] = (),
     storage: str | None = None,
+    address: str | None = None,
     label: str | None = None,
     report: Report | None = None,
     verbose: bool = False,
@@ -54,7 +55,8 @@ def search(
     warm_start: run folders whose trials it learns from, also of other budgets and on other data.
 
     storage: URL of a database or journal that keeps the study (default: `study.db` in the run folder), `sqlite:///FILE`,
-    `journal:///FILE`, `postgresql://…` or `mysql://…`.
+    `journal:///FILE`, `postgresql://…` or `mysql://…`. address: `HOST:PORT` of the Ray cluster that runs the trials
+    (default: a private Ray on this machine); workers are then as many as it has cores or, by four, GPUs.
 
     Raises `InputError` for wrong input before anything is written, `BudgetoptError` if no trial gives a file. Call it
     from the main thread if Ctrl-C is to end it in order. Settings for Ray and the memory allocator of its workers are
@@ -81,10 +83,11 @@ def search(
         sampler=sampler,
         patience=patience,
         warm_start=warm_start,
+        address=address,
         label=label,
     )
     folder = RunFolder(out if out is not None else default_out(source.name, config.budget))
-    return new_run(config, source, folder, report or Silent(), verbose, time.monotonic() - started, storage)
+    return new_run(config, source, folder, report or Silent(), verbose, time.monotonic() - started, storage, address)
 
 
 def resume(
@@ -93,15 +96,17 @@ def resume(
     time_limit: float | None = None,
     trials: int | None = None,
     workers: int | None = None,
+    address: str | None = None,
     report: Report | None = None,
     verbose: bool = False,
 ) -> Result:
-    """Go on with the run in folder `run`; a finished one is just read. Raises `InputError` where there is none."""
+    """Go on with the run in folder `run`, on this machine or on the Ray cluster at `address`; a finished one is just
+    read. Raises `InputError` where there is none."""
     from budgetopt.report.display import Silent
     from budgetopt.search.folder import RunFolder
     from budgetopt.search.run import resume_run
 
-    return resume_run(RunFolder.existing(run), report or Silent(), verbose, time_limit, trials, workers)
+    return resume_run(RunFolder.existing(run), report or Silent(), verbose, time_limit, trials, workers, address)
 
 
 def explain(run: str | Path) -> Explanation:

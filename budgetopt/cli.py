@@ -41,6 +41,9 @@ Init = Annotated[Path | None, typer.Option(help="Every method starts from this s
 TimeLimit = Annotated[str | None, typer.Option(help="Time of the whole command: 90, 90s, 5min, 1h.")]
 Trials = Annotated[int | None, typer.Option(help="Stop after this many trials.")]
 Workers = Annotated[int | None, typer.Option(help="Trials at once (default: one per core, or four per GPU).")]
+Address = Annotated[
+    str | None, typer.Option(help="HOST:PORT of the Ray cluster that runs the trials (default: this machine alone).")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Let Ray and Optuna print.")]
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 PackedFile = Annotated[Path, typer.Argument(help="A .bopt file.")]
@@ -84,6 +87,7 @@ def search(
     storage: Annotated[
         str | None, typer.Option(help="URL that keeps the study (default: study.db in the run folder).")
     ] = None,
+    address: Address = None,
     data_root: DataRoot = None,
     label: Label = None,
     verbose: Verbose = False,
@@ -108,6 +112,7 @@ def search(
         patience=patience,
         warm_start=tuple(warm_start or ()),
         storage=storage,
+        address=address,
         data_root=data_root,
         label=label,
         report=terminal.report(console),
@@ -122,6 +127,7 @@ def resume(
     time_limit: TimeLimit = None,
     trials: Trials = None,
     workers: Workers = None,
+    address: Address = None,
     verbose: Verbose = False,
 ) -> None:
     """Go on with a run after an interruption; no finished trial is lost."""
@@ -133,6 +139,7 @@ def resume(
         time_limit=option_text.seconds(time_limit),
         trials=trials,
         workers=workers,
+        address=address,
         report=terminal.report(console),
         verbose=verbose,
     )

@@ -99,8 +99,10 @@ def resolve(
     sampler: str | None = None,
     patience: int | None = None,
     warm_start: Sequence[str | Path] = (),
+    address: str | None = None,
 ) -> tuple[SearchConfig, data.Source]:
-    """Turn names into contents, and check them all before anything is written. Raises `InputError`."""
+    """Turn names into contents, and check them all before anything is written; address: of the Ray cluster that runs
+    the trials. Raises `InputError`."""
     size = Budget.parse(budget).bytes
     check_limits(time_limit, trials, workers, patience)
     guided = (sampler or DEFAULT_SAMPLER) == "rate-distortion"
@@ -121,7 +123,7 @@ def resolve(
     if not any(o.method == "coreset" and o.steps == 0 for o in named.values()):
         free = BASELINE if BASELINE not in named else f"{BASELINE}-unrefined"
         named = {free: objective.zero_step_coreset(), **named}
-    gpus = gpu_count()
+    cores, gpus = machine(address)
     config = SearchConfig(
         dataset=dataset if source.path is None else str(source.path.resolve()),
         data_root=None if data_root is None else str(Path(data_root).resolve()),
@@ -136,7 +138,7 @@ def resolve(
         trials=trials,
         time_limit=time_limit,
         patience=patience,
-        workers=workers or default_workers(gpus),
+        workers=workers or default_workers(cores, gpus),
         gpus=gpus,
         init=None if init is None else str(Path(init).resolve()),
         init_hash=None if init is None else _content_hash(Path(init)),
@@ -165,15 +167,20 @@ def check_limits(
             raise InputError(f"the {name} must be positive, got {value}")
 
 
-def gpu_count() -> int:
-    import torch
+def machine(address: str | None = None) -> tuple[int, int]:
+    """(CPU cores, GPUs) of this machine, or of the Ray cluster at `address`."""
+    if address is not None:
+        from budgetopt.search.engine import cluster_resources
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def default_workers(gpus: int) -> int:
-    """One per CPU core; with GPUs four per GPU (small networks leave most of a GPU idle), at most one per core."""
+        return cluster_resources(address)
     import os
 
+    import torch
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(gpus, min(4 * gpus, cores)) if gpus else cores
+    return cores, torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def default_workers(cores: int, gpus: int) -> int:
+    """One per CPU core; with GPUs four per GPU (small networks leave most of a GPU idle), at most one per core."""
+    return max(gpus, min(4 * gpus, cores)) if gpus else max(1, cores)

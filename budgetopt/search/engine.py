@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import traceback
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from budgetopt.errors import InputError
 
 _SCRATCH = "bo-"  # prefix of the temporary folder, followed by the driver's process id
 _QUIET = {
@@ -33,10 +36,20 @@ _QUIET = {
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
+def cluster_resources(address: str) -> tuple[int, int]:
+    """(CPU cores, GPUs) of the cluster at `address`. Raises `InputError` where there is none."""
+    with ray_session(0, 0, verbose=False, address=address):
+        import ray
+
+        found = ray.cluster_resources()
+    return int(found.get("CPU", 0)), int(found.get("GPU", 0))
+
+
 @contextmanager
-def ray_session(workers: int, gpus: int, verbose: bool) -> Iterator[Path]:
-    """A private Ray on this machine, closed and its folder removed at the end; → that folder. A Ray that the caller has
-    already started is used, and left running."""
+def ray_session(workers: int, gpus: int, verbose: bool, address: str | None = None) -> Iterator[Path]:
+    """A private Ray on this machine, closed and its folder removed at the end, or a connection to the cluster at
+    `address`; → a folder for what Ray writes. A Ray that the caller has already started is used, and left running.
+    Raises `InputError` where no cluster answers."""
     for name, value in (_ALLOCATOR if verbose else _QUIET | _ALLOCATOR).items():
         os.environ.setdefault(name, value)
     _remove_orphans()
@@ -45,21 +58,24 @@ def ray_session(workers: int, gpus: int, verbose: bool) -> Iterator[Path]:
     started = False
     try:
         # Ray listens on all interfaces: nobody else may use this one. It reads the mode when it is first imported.
-        if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        if not address and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         import ray
 
         if not ray.is_initialized():
-            ray.init(
-                num_cpus=workers,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.CRITICAL,
-                configure_logging=verbose,
-                object_store_memory=512 * 1024**2,
-                _temp_dir=str(folder),
-            )
+            level = logging.INFO if verbose else logging.CRITICAL
+            quiet: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": verbose}
+            if address:
+                _connect(address, quiet)
+            else:
+                ray.init(
+                    num_cpus=workers,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    object_store_memory=512 * 1024**2,
+                    _temp_dir=str(folder),
+                    **quiet,
+                )
             started = True
         if not verbose:
             for name in ("ray", "ray.tune", "ray.train", "ray.data"):
@@ -71,6 +87,23 @@ def ray_session(workers: int, gpus: int, verbose: bool) -> Iterator[Path]:
 
             ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(address: str, quiet: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError("write HOST:PORT")
+        socket.create_connection((host, int(port)), timeout=10.0).close()  # Ray itself asks for minutes
+        ray.init(address=address, **quiet)
+    except (OSError, RuntimeError, ValueError, OverflowError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"cannot join the Ray cluster at {address!r}: {why} (start one with 'ray start --head', and set its "
+            f"RAY_AUTH_TOKEN here, if it has one)"
+        ) from None
 
 
 def _remove_orphans() -> None:
@@ -101,15 +134,18 @@ def run_trials(
     stop: Callable[[], bool],
     scratch: Path,
     verbose: bool,
+    cluster: bool = False,
 ) -> None:
-    """Run trials until the searcher has no more or `stop()` is true. What is running then is abandoned."""
+    """Run trials until the searcher has no more or `stop()` is true. What is running then is abandoned. cluster:
+    workers may be on machines that do not see the run folder; their files come to this one."""
     from ray import tune
 
     from budgetopt.search.stopper import StopWhen
 
     share = gpu_share(workers, gpus)
     resources = {"cpu": 1, "gpu": share} if gpus else {"cpu": 1}
-    trainable = tune.with_parameters(_trial_in_worker, context=context, out=str(out), share=share)
+    receiver = _receiver(out) if cluster else None
+    trainable = tune.with_parameters(_trial_in_worker, context=context, out=str(out), share=share, receiver=receiver)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
@@ -130,8 +166,28 @@ def run_trials(
     tuner.fit()
 
 
-def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: float) -> None:
+class _Receiver:
+    """Runs as an actor on the driver's machine: writes the files of workers elsewhere into the run folder."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def write(self, name: str, data: bytes) -> dict[str, str]:
+        return _write(self._out, name, data)
+
+
+def _receiver(out: Path) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(_Receiver)
+    return actor.options(scheduling_strategy=here).remote(out)
+
+
+def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: float, receiver: Any = None) -> None:
     """Runs in a Ray worker: reports every rung, or why it cannot. Files are written before they are reported."""
+    import ray
     import torch
     from ray import tune
 
@@ -144,7 +200,7 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     allocation = Allocation.from_dict(config["allocation"])
     device = _device(share)
-    kept = trial.checkpoint(context, allocation, RunFolder(out).checkpoints)
+    kept = trial.checkpoint(context, allocation, RunFolder(out).checkpoints) if Path(out).is_dir() else None
     reports = trial.run(context, allocation, device, kept)
     while True:
         try:
@@ -166,7 +222,11 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
                 "training_seconds": report.training_seconds,
             }
             if report.last:
-                result |= _write(Path(out), f"{config['number']:05d}-{allocation.key}", report.data)
+                name = f"{config['number']:05d}-{allocation.key}"
+                if receiver is None:
+                    result |= _write(Path(out), name, report.data)
+                else:
+                    result |= ray.get(receiver.write.remote(name, report.data))
         except OverBudget as error:
             result = {"over_budget": str(error), "last": True}
         except Exception as error:  # any failure of one trial is recorded, and the search goes on

@@ -27,13 +27,14 @@ from budgetopt import data, initial, methods, networks, result
 from budgetopt import teacher as teachers
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import BudgetoptError, InputError, Interrupted
+from budgetopt.evaluation import default_device
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import LEARNED, Selector, learned
 from budgetopt.report import files
 from budgetopt.search import engine
 from budgetopt.search import storage as storages
 from budgetopt.search import study as studies
-from budgetopt.search.config import SearchConfig, check_limits, default_workers, gpu_count
+from budgetopt.search.config import SearchConfig, check_limits, default_workers, machine
 from budgetopt.search.design import Design, smallest_file
 from budgetopt.search.evidence import Earlier
 from budgetopt.search.explanation import Explanation, explain
@@ -66,9 +67,11 @@ def new_run(
     verbose: bool,
     spent: float = 0.0,
     storage: str | None = None,
+    address: str | None = None,
 ) -> result.Result:
     """Run `config` into `out`, or go on where `out` already holds this very run. `spent`: seconds of the time
-    limit that have passed already; storage: URL of where the study is kept, by default the folder."""
+    limit that have passed already; storage: URL of where the study is kept, by default the folder; address: of the Ray
+    cluster that runs the trials."""
     started = time.monotonic()
     _quiet_optuna(verbose)
     url = None if storage is None else storages.parse(storage)
@@ -78,7 +81,7 @@ def new_run(
         held = out.study
         if url is not None and getattr(held, "url", None) != url:
             raise InputError(f"the study of the run {str(out)!r} is kept elsewhere: leave out --storage")
-        return resume_run(out, report, verbose, config.time_limit, config.trials, config.workers)
+        return resume_run(out, report, verbose, config.time_limit, config.trials, config.workers, address)
     place = None if url is None else Remote(url, f"{out.path.name}-{secrets.token_hex(4)}")
     if place is not None:
         storages.opened(place)  # an error of it comes before anything is written
@@ -94,7 +97,7 @@ def new_run(
             study.set_user_attr("smallest_bytes", smallest)
             study.set_user_attr("config", config.model_dump(mode="json"))
             spent += time.monotonic() - started
-            return _drive(config, dataset, context, study, out, report, verbose, spent)
+            return _drive(config, dataset, context, study, out, report, verbose, spent, address)
 
 
 def resume_run(
@@ -104,6 +107,7 @@ def resume_run(
     time_limit: float | None = None,
     trials: int | None = None,
     workers: int | None = None,
+    address: str | None = None,
 ) -> result.Result:
     """Go on with a run after anything: no finished trial is lost, interrupted ones start again once.
 
@@ -113,9 +117,9 @@ def resume_run(
     config = SearchConfig.load(out.config)
     updates: dict[str, Any] = {"time_limit": time_limit, "trials": trials, "workers": workers}
     check_limits(time_limit, trials, workers)
-    updates |= {"gpus": gpu_count()}  # the run may go on on another machine
-    if workers is None and updates["gpus"] != config.gpus:
-        updates["workers"] = default_workers(gpu_count())
+    cores, updates["gpus"] = machine(address)  # the run may go on on another one
+    if workers is None and (address or updates["gpus"] != config.gpus):
+        updates["workers"] = default_workers(cores, updates["gpus"])
     config = config.model_copy(update={k: v for k, v in updates.items() if v is not None})
     studies.check(out.study)  # before the lock is written
     if all(path.exists() for path in (out.front_json, out.front_csv, out.front_png)) and result.is_final(out.path):
@@ -140,7 +144,7 @@ def resume_run(
         config = config.with_time_limit(dataset.spec.values)
         report.plan(config, dataset, out, study.user_attrs["smallest_bytes"])
         earlier = 0.0 if time_limit else float(study.user_attrs.get("seconds", 0.0))
-        return _drive(config, dataset, context, study, out, report, verbose, earlier)
+        return _drive(config, dataset, context, study, out, report, verbose, earlier, address)
 
 
 def _prepare(config: SearchConfig, source: data.Source) -> tuple[Dataset, TrialContext, Selector]:
@@ -184,6 +188,7 @@ def _drive(
     report: Report,
     verbose: bool,
     earlier: float = 0.0,
+    address: str | None = None,
 ) -> result.Result:
     spec = dataset.spec
     facts = {"split_hash": spec.split_hash, "classes": spec.classes, "validation": len(dataset.val)}
@@ -195,10 +200,11 @@ def _drive(
     threads = torch.get_num_threads()
     observer = report.watch(progress)
     try:
-        with _interruptible() as interrupted, engine.ray_session(config.workers, config.gpus, verbose) as scratch:
+        session = engine.ray_session(config.workers, config.gpus, verbose, address)
+        with _interruptible() as interrupted, session as scratch:
             run = _Run(config, dataset, context, study, out, progress, observer, interrupted)
             if not out.front_json.exists():
-                _search(run, scratch, verbose)
+                _search(run, scratch, verbose, address is not None)
             if interrupted():
                 raise Interrupted(f"interrupted: go on with 'budgetopt resume {out}'")
             shutil.rmtree(out.checkpoints, ignore_errors=True)  # of trials that nobody will go on with
@@ -212,7 +218,7 @@ def _drive(
     return found
 
 
-def _search(run: _Run, scratch: Path, verbose: bool) -> None:
+def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
     """Trials until the limit on them, the time left after the final phase, or the end of the space."""
     # Ray reads its environment when it is imported: not before `ray_session` has set it
     from budgetopt.search.halving import FrontHalving
@@ -268,6 +274,7 @@ def _search(run: _Run, scratch: Path, verbose: bool) -> None:
                 stop,
                 scratch,
                 verbose,
+                cluster,
             )
         except Exception as error:  # Tune ends its whole experiment for one killed worker or one failed write
             if run.interrupted() or storages.unwritable(error):
@@ -294,7 +301,8 @@ def with_shared(run: _Run) -> TrialContext:
     """The context with what every objective shares of the real data, what selections of the space learn of it, and the
     teacher where the space has soft labels; from the cache, or made now."""
     config, progress = run.config, run.progress
-    material = TrainingData(run.dataset.train, run.dataset.spec, config.protocol, torch.device(config.device))
+    device = default_device() if config.gpus else torch.device("cpu")  # of this machine, whatever a cluster has
+    material = TrainingData(run.dataset.train, run.dataset.spec, config.protocol, device)
     found = {}
 
     def told(done: int, total: int) -> None:
@@ -314,7 +322,7 @@ def with_shared(run: _Run) -> TrialContext:
     if max(config.space.label_bits):
         progress.phase = "training the teacher"
         teacher = teachers.cached(material, config.seed, cache_folder(), told)
-    if config.gpus:
+    if device.type == "cuda":
         torch.cuda.empty_cache()  # the workers need it
     return replace(run.context, shared=found, learned=known, teacher=teacher)
 

@@ -135,7 +135,7 @@ def unwritable(error: BaseException | None) -> str | None:
             return error.strerror
         if isinstance(error, sqlalchemy.exc.OperationalError):
             return reason(error)
-        error = error.__cause__ or error.__context__
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__  # Ray keeps its own
     return None
 
 
