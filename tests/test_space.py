@@ -69,7 +69,7 @@ def test_the_shipped_space_holds_what_the_first_run_needs():
     assert {2, 3, 4} <= set(families["lloyd-max"].levels)
     assert set(shipped.label_bits) == {0, 3}
     assert shipped.ipc.min == 1
-    assert set(shipped.selection) == {"random", "herding"}
+    assert set(shipped.selection) == {"k-centre", "random", "herding"}
 
 
 def test_levels_are_sorted_and_distinct(write):
