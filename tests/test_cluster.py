@@ -1,11 +1,15 @@
-"""A search on a Ray cluster of two nodes on this machine, one of which is killed on the way."""
+"""A search on a Ray cluster of two nodes on this machine, one of which is killed on the way, as the guide has it."""
 
+import re
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from budgetopt import result
 from budgetopt.search.folder import RunFolder
@@ -14,6 +18,7 @@ from budgetopt.search.study import load, records
 pytestmark = pytest.mark.long
 
 SCRIPT = str(Path(sys.executable).with_name("budgetopt"))
+PAGE = (Path(__file__).parents[1] / "examples" / "guide" / "cluster.md").read_text(encoding="utf-8")
 ENDED = ("complete", "stopped", "infeasible", "failed")
 # a process of its own, since a Ray that is connected here would be used by every other test
 NODES = """
@@ -49,9 +54,12 @@ def cluster(monkeypatch):
 
 def test_a_search_outlives_one_of_its_machines(cluster, tmp_path):
     (tmp_path / "quick.toml").write_text('network = "convnet"\nwidth = 8\nsteps = 150\n')
-    arguments = ["search", "--budget", "2kb", "--trials", "8", "--protocol", "quick.toml", "--out", "run"]
+    (line,) = re.findall(r"^budgetopt search (.*)$", PAGE, re.M)
+    here = {"HEAD:6379": cluster.address, "30kb": "2kb", "200": "8", "runs/cluster": "run"}
+    arguments = ["search", *(here.pop(word, word) for word in shlex.split(line))]
+    assert here == {}
     search = subprocess.Popen(
-        [SCRIPT, *arguments, "--address", cluster.address, "--time-limit", "10min"],
+        [SCRIPT, *arguments, "--protocol", "quick.toml", "--time-limit", "10min"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     end, run = time.monotonic() + 300, tmp_path / "run"
@@ -89,3 +97,9 @@ def test_cores_of_a_cluster_are_those_of_all_its_nodes(cluster):
     code = f"from budgetopt.search.engine import cluster_resources as of; print(*of({cluster.address!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["2", "0"], done.stderr
+
+
+def test_the_cluster_file_of_the_guide_is_one():
+    (written,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+    validate_config(prepare_config(yaml.safe_load(written)))
+    assert "budgetopt resume runs/cluster --address HEAD:6379" in PAGE
