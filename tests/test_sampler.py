@@ -19,7 +19,7 @@ from budgetopt.search import config as configuration
 from budgetopt.search.candidates import MOST_KINDS, NEIGHBOURS, SAMPLED, SpaceCandidates
 from budgetopt.search.explanation import explain
 from budgetopt.search.problem import Coding, Problem
-from budgetopt.search.sampler import RateDistortionSampler
+from budgetopt.search.sampler import Packed, RateDistortionSampler
 from budgetopt.space import IpcRange, QuantizerChoice, SearchSpace, resolve
 
 OBJECTIVES = {"coreset": 0, "dm": 50}
@@ -282,6 +282,19 @@ def filled_study(count, space, known):
             )
         )
     return study
+
+
+def test_packed_sizes_decide_between_the_best():
+    """Two kinds that the model takes for equally large: the one whose file turns out shorter gains more, and what turns
+    out too large gains nothing."""
+    known = shared_problem()
+    study = filled_study(30, SPACE, known)
+    view = RateDistortionSampler(known).view(study, 30)
+    kind = next(i for i, k in enumerate(view.table.kinds) if k.objective == "coreset" and k.levels == 2)
+    allocation = view.allocation(kind, 60)
+    sizes = (known.initial_bytes(allocation) // 2, known.initial_bytes(allocation), BUDGET + 1)
+    gains = RateDistortionSampler._gains(view, [Packed(allocation, kind, size) for size in sizes], at_budget=False)
+    assert gains[0] > gains[1] > gains[2] == 0.0
 
 
 def test_a_proposal_is_fast():

@@ -5,7 +5,7 @@ Pure functions of arrays; what an allocation is, and where figures come from, is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import expit
@@ -186,6 +186,14 @@ class Model:
         size, size_std = self.size(points)
         valid = probability_within(size, size_std, self.log_budget) * self.kinds.works[points.kind]
         return Prediction(accuracy, accuracy_std, size, size_std, valid)
+
+    def with_initial(self, points: Points, sizes: np.ndarray) -> Prediction:
+        """The prediction for sets whose initial files have `sizes` bytes, (N,)."""
+        k = self.kinds
+        size = np.log2(sizes) + k.growth[points.kind] / np.log(2.0)
+        spread = k.growth_std[points.kind] / np.log(2.0)
+        valid = probability_within(size, spread, self.log_budget) * k.works[points.kind]
+        return replace(self.predict(points), log_bytes=size, log_bytes_std=spread, valid=valid)
 
     def gain(self, predicted: Prediction, at_budget: bool, chance: float, exact: bool = True) -> np.ndarray:
         """(N,) expected gain of a trial: in accuracy at the budget, or in area under the front, log2 bytes times

@@ -8,8 +8,9 @@ accuracy).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from budgetopt.search.rate_distortion import History, Model, Points
 MOST_POINTS = 20_000  # candidates that are scored
 IPCS = (8, 40)  # of one kind, spread over its range
 QUANTILES = (0.0, 1.0, 2.0)  # standard deviations of the size left below the budget, of further candidates of a kind
+RESCORED = 5  # of the best candidates, whose gains are computed again from the sizes of their packed sets
 MOST_PACKED = 12  # candidates that turn out too large before one is proposed unpacked
 WITHIN = 2.33  # standard deviations of the size below the budget that make a candidate: one in a hundred fits
 
@@ -115,9 +117,22 @@ class RateDistortionSampler(BaseSampler):
         if len(points) == 0:
             return None
         at_budget = number % 2 == 0
-        order, gains = view.model.ranked(points, at_budget, view.problem.chance)
-        self.expected_gain = float(gains[0]) / (1.0 if at_budget else view.model.log_budget * (1 - view.problem.chance))
-        return self._first_that_fits(view, (view.allocation(points.kind[i], ipc[i]) for i in order))
+        order, _ = view.model.ranked(points, at_budget, view.problem.chance)
+        offered = ((view.allocation(points.kind[i], ipc[i]), int(points.kind[i])) for i in order)
+        fitting = list(itertools.islice(self._fitting(view, offered), RESCORED))
+        if not fitting:
+            return None
+        gains = self._gains(view, fitting, at_budget)
+        best = int(np.argmax(gains))
+        self.expected_gain = float(gains[best]) / (1.0 if at_budget else view.log_rectangle)
+        return fitting[best].allocation
+
+    @staticmethod
+    def _gains(view: View, fitting: Sequence[Packed], at_budget: bool) -> np.ndarray:
+        """Expected gains now that sizes are known: guesses of small files hide who is smallest."""
+        sizes = np.array([f.size for f in fitting], np.float64)
+        predicted = view.model.with_initial(view.points_of(fitting), sizes)
+        return view.model.gain(predicted, at_budget, view.problem.chance)
 
     def view(self, study: optuna.Study, number: int) -> View:
         """The model as it stands before trial `number`. Raises `ValueError` without a problem."""
@@ -136,28 +151,44 @@ class RateDistortionSampler(BaseSampler):
             self._observed[trial.number] = found
         return found
 
-    def _first_that_fits(self, view: View, allocations: Iterable[Allocation]) -> Allocation | None:
-        """The best that is not too large when packed; one that is a little too large is cut to size."""
-        problem, known = view.problem, view.known
-        offered = problem.candidates.ipcs()
-        packed = 0
-        for allocation in allocations:
+    def _fitting(self, view: View, offered: Iterable[tuple[Allocation, int]]) -> Iterator[Packed]:
+        """Those that are not too large when packed, in their order; one that is a little too large is cut to size.
+        After MOST_PACKED packings without any, the next one as it is."""
+        problem, known = view.problem, set(view.known)
+        ipcs = problem.candidates.ipcs()
+        packed, found = 0, False
+        for allocation, kind in offered:
             if allocation in known or view.too_large(allocation):
                 continue
-            if packed == MOST_PACKED:
-                return allocation
+            if packed >= MOST_PACKED:
+                if not found:
+                    yield Packed(allocation, kind, problem.budget)
+                return
             size = problem.initial_bytes(allocation)
             packed += 1
-            if size <= problem.budget:
-                return allocation
-            view.remember_too_large(allocation)
-            smaller = offered[offered <= allocation.ipc * problem.budget / size * 0.995]
-            cut = replace(allocation, ipc=int(smaller[-1])) if len(smaller) else allocation
-            if cut not in known and not view.too_large(cut):
+            if size > problem.budget:
+                view.remember_too_large(allocation)
+                smaller = ipcs[ipcs <= allocation.ipc * problem.budget / size * 0.995]
+                if not len(smaller):
+                    continue
+                allocation = replace(allocation, ipc=int(smaller[-1]))
+                if allocation in known or view.too_large(allocation):
+                    continue
                 packed += 1
-                if problem.initial_bytes(cut) <= problem.budget:
-                    return cut
-        return None
+                size = problem.initial_bytes(allocation)
+            if size <= problem.budget:
+                known.add(allocation)
+                found = True
+                yield Packed(allocation, kind, size)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An allocation that may be proposed. kind: its row in the model's table; size: bytes of its initial set."""
+
+    allocation: Allocation
+    kind: int
+    size: int
 
 
 class View:
@@ -207,6 +238,15 @@ class View:
 
     def _limit(self, kind: Allocation, ipc: int) -> None:
         self._limits[kind] = min(ipc, self._limits.get(kind, ipc))
+
+    @property
+    def log_rectangle(self) -> float:
+        """Area of all there is to gain, from one byte on: log2 bytes times accuracy."""
+        return self.model.log_budget * (1 - self.problem.chance)
+
+    def points_of(self, packed: Sequence[Packed]) -> Points:
+        kinds, ipcs = [p.kind for p in packed], [p.allocation.ipc for p in packed]
+        return self._points(np.array(kinds, np.int64), np.array(ipcs, np.int64))
 
     def allocation(self, kind: int, ipc: int) -> Allocation:
         return replace(self.table.kinds[kind], ipc=int(ipc))
