@@ -297,6 +297,22 @@ def test_packed_sizes_decide_between_the_best():
     assert gains[0] > gains[1] > gains[2] == 0.0
 
 
+def test_of_large_sets_only_one_is_packed():
+    """Packing 30 kB of pictures takes a second: as much as rescoring may cost."""
+    packed = {}
+    for values in (64, 10**6):
+        packed[values] = []
+
+        def size(allocation, seen=packed[values]):
+            seen.append(allocation)
+            return initial_bytes(allocation)
+
+        known = problem(measure=lambda kind, n=values: replace(coding(kind), values=n), initial_bytes=size)
+        assert RateDistortionSampler(known).propose(filled_study(30, SPACE, known), 30) is not None
+    assert len(packed[10**6]) < len(packed[64])
+    assert len(packed[10**6]) <= 2  # the second where the first was cut to size
+
+
 def test_a_proposal_is_fast():
     space = SPACE.model_copy(
         update={

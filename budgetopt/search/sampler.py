@@ -32,6 +32,7 @@ MOST_POINTS = 20_000  # candidates that are scored
 IPCS = (8, 40)  # of one kind, spread over its range
 QUANTILES = (0.0, 1.0, 2.0)  # standard deviations of the size left below the budget, of further candidates of a kind
 RESCORED = 5  # of the best candidates, whose gains are computed again from the sizes of their packed sets
+MOST_VALUES = 300_000  # coded values in them, about a second of packing; at least one is packed
 MOST_PACKED = 12  # candidates that turn out too large before one is proposed unpacked
 WITHIN = 2.33  # standard deviations of the size below the budget that make a candidate: one in a hundred fits
 
@@ -119,7 +120,12 @@ class RateDistortionSampler(BaseSampler):
         at_budget = number % 2 == 0
         order, _ = view.model.ranked(points, at_budget, view.problem.chance)
         offered = ((view.allocation(points.kind[i], ipc[i]), int(points.kind[i])) for i in order)
-        fitting = list(itertools.islice(self._fitting(view, offered), RESCORED))
+        fitting, values = [], 0
+        for packed in itertools.islice(self._fitting(view, offered), RESCORED):
+            fitting.append(packed)
+            values += view.values(packed)
+            if values > MOST_VALUES:
+                break
         if not fitting:
             return None
         gains = self._gains(view, fitting, at_budget)
@@ -243,6 +249,11 @@ class View:
     def log_rectangle(self) -> float:
         """Area of all there is to gain, from one byte on: log2 bytes times accuracy."""
         return self.model.log_budget * (1 - self.problem.chance)
+
+    def values(self, packed: Packed) -> int:
+        """Coded ones of all its samples."""
+        problem = self.problem
+        return problem.measure(replace(packed.allocation, ipc=1)).values * int(problem.samples(packed.allocation.ipc))
 
     def points_of(self, packed: Sequence[Packed]) -> Points:
         kinds, ipcs = [p.kind for p in packed], [p.allocation.ipc for p in packed]
