@@ -85,5 +85,3 @@ def test_overhead_is_measured_on_a_real_search(tmp_path, script, capsys):
     ]
     assert len(own) == 2
     assert max(own) < 20  # mapped, not copied
-    main([*arguments, "--parts", "trials"])  # the search is finished: it is read
-    assert "trials: 5 on 2 workers" in capsys.readouterr().out
