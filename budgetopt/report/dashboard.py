@@ -7,7 +7,6 @@ with a Host header of this machine pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -57,8 +56,7 @@ def server(folder: RunFolder, port: int) -> WSGIServer:
     load(place)  # a clear error where there is no study
     folder.artifacts.mkdir(exist_ok=True)
     artifacts = optuna.artifacts.FileSystemArtifactStore(str(folder.artifacts))
-    study = readable(place) if isinstance(place, Path) else place
-    app = optuna_dashboard.wsgi(opened(study), artifact_store=artifacts)
+    app = optuna_dashboard.wsgi(opened(readable(place)), artifact_store=artifacts)
     try:
         made = make_server(HOST, port, app, server_class=_Server, handler_class=_Quiet)
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import platform
 import secrets
@@ -282,7 +281,7 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         searcher.abandon_running()
         if searcher.unwritable is not None:
-            raise OSError(errno.ENOSPC, searcher.unwritable)
+            raise storages.cannot_be_written(str(run.out), searcher.unwritable)
         if reason and len(progress.ended) == before:
             raise BudgetoptError(f"the trials ended early: {reason}; go on with 'budgetopt resume {run.out}'")
         if searcher.reason:

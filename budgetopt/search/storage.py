@@ -70,11 +70,12 @@ class Remote:
 Place = Path | Remote  # a Path: a run folder's own SQLite file
 
 
-def readable(file: Path) -> Path:
-    """An SQLite file that can be opened: in a read-only folder, where WAL mode cannot work, a copy that lasts as long
-    as this process."""
-    if os.access(file.parent, os.W_OK):
-        return file
+def readable(place: Place) -> Place:
+    """Where to read from: an SQLite file in a read-only folder, where WAL mode cannot work, as a copy that lasts as
+    long as this process."""
+    if not isinstance(place, Path) or os.access(place.parent, os.W_OK):
+        return place
+    file = place
     folder = Path(tempfile.mkdtemp(prefix="budgetopt-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for part in (file, file.with_name(f"{file.name}-wal")):  # what a killed process left is in the second
@@ -139,6 +140,13 @@ def unwritable(error: BaseException | None) -> str | None:
     return None
 
 
+def cannot_be_written(run: str, why: str) -> BudgetoptError:
+    return BudgetoptError(
+        f"the run {run!r} cannot be written: {why}; what is finished is kept: when there is room, go on with "
+        f"'budgetopt resume {run}'"
+    )
+
+
 @contextmanager
 def explained(run: str) -> Iterator[None]:
     """Raise `BudgetoptError` in place of what a disk that is full, or a folder that became read-only, ends in."""
@@ -150,10 +158,7 @@ def explained(run: str) -> Iterator[None]:
         why = unwritable(error)
         if why is None:
             raise
-        raise BudgetoptError(
-            f"the run {run!r} cannot be written: {why}; what is finished is kept: when there is room, go on with "
-            f"'budgetopt resume {run}'"
-        ) from error
+        raise cannot_be_written(run, why) from error
 
 
 def _sqlite(url: sqlalchemy.URL, path: Path) -> RDBStorage:

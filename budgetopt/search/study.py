@@ -68,12 +68,12 @@ def load(place: Place) -> optuna.Study:
     """Raises `InputError` where there is no readable study."""
     check(place)
     try:
-        if isinstance(place, Path):
-            place = storage.readable(place)
-            with closing(sqlite3.connect(f"{place.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        source = storage.readable(place)  # errors name the place itself
+        if isinstance(source, Path):
+            with closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as connection:
                 if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
                     raise KeyError("no studies in it")  # before Optuna makes its own tables there
-        return optuna.load_study(storage=storage.opened(place), study_name=storage.name_of(place))
+        return optuna.load_study(storage=storage.opened(source), study_name=storage.name_of(place))
     except (KeyError, ValueError, sqlite3.DatabaseError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
         where = f"{str(place.parent)!r} is a run folder" if isinstance(place, Path) else f"{place.public} is a storage"
         raise InputError(f"{where} without a readable study: {str(error).splitlines()[0]}") from None

@@ -6,7 +6,7 @@ trials    a real search on digits: of every trial the seconds from its proposal 
           distillation, evaluation and packing, and the share of the workers' time without a trial
 idle      the same share with more workers than this machine has, replayed on a recorded table; every proposal takes the
           driver `--asking` seconds
-proposal  seconds of one proposal with 1,000 finished trials and about 20,000 candidates
+proposal  seconds of one proposal with 1,000 finished trials and about 15,000 candidates
 bank      memory of a worker that reads a bank of 100 MB which all workers share
 
 The search lies in `--out`: once finished it is not repeated.
@@ -84,8 +84,8 @@ def idle(console: records.Console, args: argparse.Namespace) -> None:
     console.print(shown)
 
 
-def large_problem() -> tuple[Problem, TrialContext]:
-    """Digits, and a space of about 20,000 allocations that may fit."""
+def large_problem() -> Problem:
+    """Digits, and a space of about 15,000 candidates."""
     data = Dataset.prepare(open_source("digits", None), 0)
     objectives = {name: objective(name)[1] for name in ("coreset", "dm")}
     context = TrialContext(data.train, data.val, data.spec, PRESETS["glyph-1"], objectives, BUDGET)
@@ -97,7 +97,7 @@ def large_problem() -> tuple[Problem, TrialContext]:
     )
     space = SearchSpace(**{**image.model_dump(), "quantizer": families, "label_bits": (0,), "rdoq": (0.0,)})
     selector = Selector(data.train, data.spec)
-    return problem_of(context, space, max(data.spec.class_counts), Measures(context, selector)), context
+    return problem_of(context, space, max(data.spec.class_counts), Measures(context, selector))
 
 
 def finished_study(problem: Problem, count: int) -> optuna.Study:
@@ -130,7 +130,7 @@ def _finished(
 
 
 def proposal(console: records.Console, args: argparse.Namespace) -> None:
-    problem, _ = large_problem()
+    problem = large_problem()
     study, sampler = finished_study(problem, args.finished), RateDistortionSampler(problem)
     points, _ = sampler.view(study, args.finished).candidates()  # fits hyperparameters, once in a while in a search
     seconds = []
