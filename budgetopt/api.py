@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from budgetopt.comparison import Compared
     from budgetopt.compression import Compressed
     from budgetopt.data import Dataset
+    from budgetopt.fisher import Retention
     from budgetopt.scores import Evaluation
     from budgetopt.search.explanation import Explanation
     from budgetopt.search.run import Report
@@ -41,18 +42,25 @@ def search(
     storage: str | None = None,
     address: str | None = None,
     label: str | None = None,
+    resize: str | None = None,
+    spectrogram: str | None = None,
+    parents: bool = False,
     report: Report | None = None,
     verbose: bool = False,
 ) -> Result:
     """Search the dataset of at most `budget` bytes that trains the best model.
 
     budget: `"30kb"` = 30,000 bytes, `"240kbit"`, or a number of bytes. dataset: `digits`, a torchvision dataset by
-    name, or a path (see `data.open_source`); label: the label column of a table. objectives, space, protocol: names of
+    name, or a path (see `data.open_source`); label: the label column of a table; resize: makes all pictures one size;
+    spectrogram: of recordings, as in `mels=32,frames=48,seconds=2`.
+    objectives, space, protocol: names of
     shipped files or paths of your own TOML files (default: by the kind of data). time_limit: seconds of the whole call
     (default: 270 for small samples, else 3,600; none if `trials` is given). out: run folder (default: a new one under
-    `runs/`); one that holds this very run is gone on with. sampler: what proposes allocations, `rate-distortion` or
-    `tpe`; with `rate-distortion`, patience: end after so many proposals in a row that promise less than 0.1 points,
-    warm_start: run folders whose trials it learns from, also of other budgets and on other data.
+    `runs/`), or a URL of one, such as `s3://BUCKET/RUN`; one that holds this very run is gone on with. sampler: what
+    proposes allocations, `rate-distortion` or `tpe`; with `rate-distortion`, patience: end after so many proposals in a
+    row that promise less than 0.1 points, warm_start: run folders whose trials it learns from, also of other budgets
+    and on other data. parents: optimised sets start from the nearest finished one, where one is near, and take a third
+    of the steps.
 
     storage: URL of a database or journal that keeps the study (default: `study.db` in the run folder), `sqlite:///FILE`,
     `journal:///FILE`, `postgresql://…` or `mysql://…`. address: `HOST:PORT` of the Ray cluster that runs the trials
@@ -85,6 +93,9 @@ def search(
         warm_start=warm_start,
         address=address,
         label=label,
+        resize=resize,
+        spectrogram=spectrogram,
+        parents=parents,
     )
     folder = RunFolder(out if out is not None else default_out(source.name, config.budget))
     return new_run(config, source, folder, report or Silent(), verbose, time.monotonic() - started, storage, address)
@@ -107,6 +118,17 @@ def resume(
     from budgetopt.search.run import resume_run
 
     return resume_run(RunFolder.existing(run), report or Silent(), verbose, time_limit, trials, workers, address)
+
+
+def join(run: str | Path, *, workers: int | None = None, say: Callable[[str], None] = print) -> None:
+    """Lend the cores and GPUs of this machine to the process that drives the run in folder `run`, until it ends or
+    Ctrl-C. workers: trials at once here. Raises `InputError` where nobody drives the run."""
+    from budgetopt.search import joining
+    from budgetopt.search.folder import RunFolder
+    from budgetopt.search.run import interruptible
+
+    with interruptible() as interrupted:
+        joining.join(RunFolder.existing(run), workers, say, interrupted)
 
 
 def explain(run: str | Path) -> Explanation:
@@ -159,6 +181,36 @@ def compare(
     return comparison.compare(path, dataset, networks, seeds, data_root, label, protocol)
 
 
+def fisher(
+    path: str | Path,
+    dataset: str | None = None,
+    *,
+    data_root: str | Path | None = None,
+    label: str | None = None,
+    seed: int = 0,
+) -> list[Retention]:
+    """Fisher information of the file's samples beside that of the train part of `dataset` (default: that of the run
+    folder around the file), class by class: what BCDC Theorem 4.6 bounds the loss of. The test split is not read.
+    Raises `InputError`."""
+    from budgetopt import data, networks
+    from budgetopt import fisher as information
+    from budgetopt import protocol as protocols
+    from budgetopt.packing import unpack_file
+    from budgetopt.search.folder import dataset_of
+
+    _, packed = unpack_file(path)
+    source = data.open_source(*dataset_of(Path(path), dataset, data_root, label)).prepared_by(packed.preparation)
+    prepared = data.Dataset.prepare(source, seed)
+    if packed.shape != prepared.spec.shape or len(packed.counts) != prepared.spec.classes:
+        raise InputError(
+            f"{path}: {len(packed.counts)} classes of shape {packed.shape}, those of {prepared.spec.name} are "
+            f"{prepared.spec.classes} of shape {prepared.spec.shape}"
+        )
+    protocol = protocols.from_field(packed.protocol)
+    networks.check_shape(protocol.network, packed.shape)
+    return information.retention(packed, prepared.train, protocol, seed)
+
+
 def compress(
     source: str | Path,
     budget: str | int | Budget,
@@ -182,6 +234,8 @@ def compress(
     seed: int = 0,
     data_root: str | Path | None = None,
     label: str | None = None,
+    resize: str | None = None,
+    spectrogram: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Compressed:
     """The best packed file of an existing set within `budget`, by quantization after the fact.
@@ -200,7 +254,7 @@ def compress(
     )  # fmt: skip
     if classes is not None and classes < 1:
         raise InputError(f"the number of classes must be positive, got {classes}")
-    real = _prepared(dataset, data_root, label, seed)
+    real = _prepared(dataset, data_root, label, resize, spectrogram, seed)
     statistics = None if real is None else (real.spec.mean, real.spec.std)
     units = sets.Units(None if mean is None else tuple(mean), None if std is None else tuple(std), statistics, raw)
     brought = sets.read(source, units, "compress").in_class_order(classes)
@@ -221,6 +275,8 @@ def merge(
     seed: int = 0,
     data_root: str | Path | None = None,
     label: str | None = None,
+    resize: str | None = None,
+    spectrogram: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Compressed:
     """The `.bopt` files of several nodes joined into one within `budget`.
@@ -233,14 +289,23 @@ def merge(
 
     limit, target = Budget.parse(budget), _new_file(out)
     settings = compression.Settings(space, protocol=protocol, trials=trials, time_limit=time_limit, seed=seed)
-    real = _prepared(dataset, data_root, label, seed)
+    real = _prepared(dataset, data_root, label, resize, spectrogram, seed)
     return _written(merging.merge(files, limit, settings, classes, real, say), target)
 
 
-def _prepared(dataset: str | None, data_root: str | Path | None, label: str | None, seed: int) -> Dataset | None:
+def _prepared(
+    dataset: str | None,
+    data_root: str | Path | None,
+    label: str | None,
+    resize: str | None,
+    spectrogram: str | None,
+    seed: int,
+) -> Dataset | None:
     from budgetopt import data
 
-    return None if dataset is None else data.Dataset.prepare(data.open_source(dataset, data_root, label), seed)
+    if dataset is None:
+        return None
+    return data.Dataset.prepare(data.open_source(dataset, data_root, label, resize, spectrogram), seed)
 
 
 def _new_file(out: str | Path | None) -> Path | None:

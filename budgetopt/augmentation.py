@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Draw:
-    """Parameters of m draws. `affine`: (m, 2, 3) output → input map in [−1, 1] coordinates; `brightness`
-    (m,), added, in units of the standardised input; `contrast` (m,), a factor; `cutout` (m, 4), a box
+    """Parameters of m draws. `affine`: (m, 2, 3) output → input map in [−1, 1] coordinates, or (m, 3, 4) for voxels,
+    whose linear part is in voxels: a rotation stays one where sides differ. Columns come first, then rows, then slices;
+    `brightness` (m,), added, in units of the standardised input; `contrast` (m,), a factor; `cutout` (m, 4), a box
     (top, bottom, left, right) as shares of height and width."""
 
     affine: torch.Tensor | None
@@ -49,11 +50,11 @@ class Draw:
 
 
 def draw(strengths: dict[str, float], count: int, generator: torch.Generator) -> Draw:
-    """Draw parameters for `count` images (or classes) from a CPU generator.
+    """Draw parameters for `count` images or voxel grids (or classes) from a CPU generator.
 
     `strengths` maps a name of `protocol.AUGMENTATIONS` to its strength: `shift` share of the side, `scale` largest
     factor, `rotate` degrees, `flip` probability, `brightness` standard deviations, `contrast` share, `cutout` share of
-    the side.
+    the side; of voxels `shift3d`, `rotate3d` (about an axis uniform on the sphere) and `flip3d` (of columns) likewise.
     """
 
     def uniform(low: float = -1.0, high: float = 1.0) -> torch.Tensor:
@@ -75,6 +76,12 @@ def draw(strengths: dict[str, float], count: int, generator: torch.Generator) ->
             ],
             1,
         )
+    elif {"shift3d", "rotate3d", "flip3d"} & strengths.keys():
+        turn = _rotations(count, strengths.get("rotate3d", 0.0), generator)
+        mirror = torch.where(uniform(0.0, 1.0) < strengths.get("flip3d", 0.0), -1.0, 1.0)
+        turn[:, :, 0] *= mirror[:, None]
+        offset = torch.stack([uniform(), uniform(), uniform()], -1) * 2.0 * strengths.get("shift3d", 0.0)
+        affine = torch.cat([turn, offset[:, :, None]], 2)
     brightness = uniform() * strengths["brightness"] if "brightness" in strengths else None
     contrast = 1.0 + uniform() * strengths["contrast"] if "contrast" in strengths else None
     cutout = None
@@ -85,22 +92,41 @@ def draw(strengths: dict[str, float], count: int, generator: torch.Generator) ->
     return Draw(affine, brightness, contrast, cutout)
 
 
+def _rotations(count: int, degrees: float, generator: torch.Generator) -> torch.Tensor:
+    """(count, 3, 3) rotations by angles uniform in ±`degrees`, each about an axis uniform on the sphere."""
+    angle = torch.deg2rad(torch.empty(count).uniform_(-1.0, 1.0, generator=generator) * degrees)[:, None, None]
+    axis = F.normalize(torch.randn(count, 3, generator=generator), dim=1)
+    # Rodrigues: cos θ · I + sin θ · [a]× + (1 − cos θ) · a aᵀ, row i of [a]× being the cross product of unit i with a
+    cross = torch.linalg.cross(torch.eye(3).expand(count, 3, 3), axis[:, None, :].expand(count, 3, 3))
+    outer = axis[:, :, None] * axis[:, None, :]
+    return torch.cos(angle) * torch.eye(3) + torch.sin(angle) * cross + (1.0 - torch.cos(angle)) * outer
+
+
 def apply(x: torch.Tensor, drawn: Draw) -> torch.Tensor:
-    """Apply one draw to each image. x: (n, c, h, w), standardised; `drawn` holds n draws, or 1 for all."""
-    n, _, h, w = x.shape
+    """Apply one draw to each sample. x: (n, c, h, w) or, if drawn for voxels, (n, c, d, h, w), standardised; `drawn`
+    holds n draws, or 1 for all."""
+    n, sides = len(x), x.shape[2:]
     if drawn.brightness is not None:
         x = x + drawn.brightness.view(-1, 1, 1, 1)
     if drawn.contrast is not None:
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = (x - mean) * drawn.contrast.view(-1, 1, 1, 1) + mean
     if drawn.affine is not None:
-        grid = F.affine_grid(drawn.affine.expand(n, 2, 3), [n, 1, h, w], align_corners=False)
+        affine = drawn.affine if len(sides) == 2 else _in_unit_sides(drawn.affine, sides)
+        grid = F.affine_grid(affine.expand(n, -1, -1), [n, 1, *sides], align_corners=False)
         # `border` and not zeros: zero is the mean grey of a standardised image, not its background
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if drawn.cutout is not None:
+        h, w = sides
         rows = (torch.arange(h, device=x.device) + 0.5) / h
         cols = (torch.arange(w, device=x.device) + 0.5) / w
         top, bottom, left, right = (drawn.cutout[:, i, None] for i in range(4))
         inside = ((rows >= top) & (rows < bottom)).unsqueeze(2) & ((cols >= left) & (cols < right)).unsqueeze(1)
         x = x * (~inside).unsqueeze(1)
     return x
+
+
+def _in_unit_sides(affine: torch.Tensor, sides: torch.Size) -> torch.Tensor:
+    """(m, 3, 4) with its linear part in voxels → in [−1, 1] coordinates; sides: (d, h, w)."""
+    lengths = torch.tensor(sides[::-1], dtype=affine.dtype, device=affine.device)
+    return torch.cat([affine[:, :, :3] * lengths / lengths[:, None], affine[:, :, 3:]], 2)

@@ -9,7 +9,29 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from budgetopt import option_text, terminal
+from budgetopt import cli_data, option_text, terminal
+from budgetopt.cli_options import (
+    Address,
+    AllClasses,
+    CompressSpace,
+    DataRoot,
+    Dataset,
+    FileBudget,
+    Init,
+    Label,
+    PackedFile,
+    Protocol,
+    RealData,
+    Resize,
+    Run,
+    Seed,
+    Spectrogram,
+    TimeLimit,
+    TrainedFiles,
+    Trials,
+    Verbose,
+    Workers,
+)
 from budgetopt.errors import BudgetoptError, InputError, Interrupted, PackedFileError
 
 app = typer.Typer(
@@ -21,39 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Dataset = Annotated[
-    str,
-    typer.Option(
-        help="`digits`, a torchvision dataset by name, a .npz with x_train, y_train, …, a .parquet or .csv table, or a "
-        "folder with train.* and test.*"
-    ),
-]
-Label = Annotated[
-    str | None, typer.Option(help="The label column of a table (default: `label`, else the only one that can be it).")
-]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(help="Folder with torchvision's files (default: a cache folder).", envvar="BUDGETOPT_DATA"),
-]
-Protocol = Annotated[str | None, typer.Option(help="Evaluation protocol: a preset's name or a TOML file.")]
-Seed = Annotated[int, typer.Option(help="One seed explains everything.")]
-Init = Annotated[Path | None, typer.Option(help="Every method starts from this set (.npz with x, y, or .bopt).")]
-TimeLimit = Annotated[str | None, typer.Option(help="Time of the whole command: 90, 90s, 5min, 1h.")]
-Trials = Annotated[int | None, typer.Option(help="Stop after this many trials.")]
-Workers = Annotated[int | None, typer.Option(help="Trials at once (default: one per core, or four per GPU).")]
-Address = Annotated[
-    str | None, typer.Option(help="HOST:PORT of the Ray cluster that runs the trials (default: this machine alone).")
-]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Let Ray and Optuna print.")]
-Run = Annotated[Path, typer.Argument(help="A run folder.")]
-PackedFile = Annotated[Path, typer.Argument(help="A .bopt file.")]
-FileBudget = Annotated[
-    str, typer.Option("--budget", help="Largest file: 30kb = 30,000 bytes, 30KiB, 240kbit, or bytes.")
-]
-RealData = Annotated[str | None, typer.Option(help="Real data: accuracy on its validation part then decides.")]
-CompressSpace = Annotated[str, typer.Option(help="Ways of storing: a name in search_spaces/ or a TOML file.")]
-AllClasses = Annotated[int | None, typer.Option(help="Classes in all, where the set lacks the last ones.")]
-TrainedFiles = Annotated[int | None, typer.Option(help="Files to train on, with --dataset (default: 6).")]
+app.add_typer(cli_data.app, name="data")
 
 
 @app.command()
@@ -71,7 +61,9 @@ def search(
     trials: Trials = None,
     workers: Workers = None,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Run folder (default: a new one under runs/).")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Run folder, or its URL: s3://BUCKET/RUN, … (default: a new one under runs/).")
+    ] = None,
     init: Init = None,
     sampler: Annotated[
         str | None, typer.Option(help="What proposes allocations: rate-distortion or tpe (default: tpe).")
@@ -81,15 +73,21 @@ def search(
         typer.Option(help="End after so many proposals in a row that promise under 0.1 points (rate-distortion)."),
     ] = None,
     warm_start: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(help="A run to learn from, of any budget or dataset; several allowed (rate-distortion)."),
     ] = None,
+    parents: Annotated[
+        bool,
+        typer.Option("--parents", help="Optimised sets start from the nearest finished one, in a third of the steps."),
+    ] = False,
     storage: Annotated[
         str | None, typer.Option(help="URL that keeps the study (default: study.db in the run folder).")
     ] = None,
     address: Address = None,
     data_root: DataRoot = None,
     label: Label = None,
+    resize: Resize = None,
+    spectrogram: Spectrogram = None,
     verbose: Verbose = False,
 ) -> None:
     """Search the best dataset within a byte budget."""
@@ -111,10 +109,13 @@ def search(
         sampler=sampler,
         patience=patience,
         warm_start=tuple(warm_start or ()),
+        parents=parents,
         storage=storage,
         address=address,
         data_root=data_root,
         label=label,
+        resize=resize,
+        spectrogram=spectrogram,
         report=terminal.report(console),
         verbose=verbose,
     )
@@ -128,11 +129,21 @@ def resume(
     trials: Trials = None,
     workers: Workers = None,
     address: Address = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Lend this machine's cores to the process that drives the run already.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Go on with a run after an interruption; no finished trial is lost."""
     from budgetopt import api
 
+    if join:
+        others = {"--time-limit": time_limit, "--trials": trials, "--address": address}
+        for name, value in others.items():
+            if value is not None:
+                raise InputError(f"{name} {value} is for the process that drives the run: --join takes --workers only")
+        api.join(run, workers=workers, say=terminal.say)
+        return
     console = terminal.console()
     found = api.resume(
         run,
@@ -182,10 +193,11 @@ def pick(
     """Copy the best finished file of a run within a budget."""
     from budgetopt.budget import Budget
     from budgetopt.picking import best_within
+    from budgetopt.search.folder import RunFolder
 
     limit = Budget.parse(budget)
     source, line = best_within(run, limit)
-    target = out or Path(f"{run.resolve().name}-{limit.bytes}B.bopt")
+    target = out or Path(f"{RunFolder(run).path.resolve().name}-{limit.bytes}B.bopt")
     if target.is_dir():
         target = target / source.name
     if target.exists():
@@ -220,7 +232,15 @@ def evaluate(
 
 
 @app.command()
-def inspect(file: PackedFile) -> None:
+def inspect(
+    file: PackedFile,
+    fisher: Annotated[
+        bool, typer.Option("--fisher", help="Fisher information of every class, beside that of the training data.")
+    ] = False,
+    dataset: Annotated[str | None, typer.Option(help="With --fisher (default: that of the run folder).")] = None,
+    data_root: DataRoot = None,
+    label: Label = None,
+) -> None:
     """Show header, allocation, protocol, and where every byte goes."""
     from budgetopt import inspection
     from budgetopt.packing import unpack_file
@@ -236,24 +256,38 @@ def inspect(file: PackedFile) -> None:
     for name, size in parts:
         print(f"  {size:>9,}  {name}")
     print(f"  {sum(size for _, size in parts):>9,}  in all")
+    if fisher:
+        from budgetopt import api
+
+        terminal.print_fisher(terminal.console(), api.fisher(file, dataset, data_root=data_root, label=label))
 
 
 @app.command()
 def export(
     file: PackedFile,
-    to: Annotated[str, typer.Option(help="npz or png.")],
+    to: Annotated[
+        str,
+        typer.Option(help="npz, safetensors, torch (.pt), parquet, webdataset (.tar), or png (a sheet to look at)."),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Target file (default: the file's name in the current folder).")
     ] = None,
 ) -> None:
-    """Write the decoded samples as npz (x, y, mean, std) or png."""
-    from budgetopt import inspection
+    """Write the decoded samples for other programs. In Python: `budgetopt.load(file).to_torch()` needs no export.
+
+    npz, safetensors and torch hold x in raw units, y, mean, std, and targets where labels are soft. parquet is the
+    Hugging Face image layout, or one column for each feature; values that are no whole 0…255 are rounded for its PNGs,
+    which is said, and refused where that would change the pictures. webdataset keeps such values as .npy.
+    """
+    from budgetopt.exporting import export
     from budgetopt.packing import unpack_file
 
-    content = inspection.export(unpack_file(file)[0], to)
-    target = out or Path(f"{file.stem}.{to}")
-    terminal.write(target, content)
-    print(f"{target}: {len(content):,} bytes")
+    exported = export(unpack_file(file)[1], to)
+    target = out or Path(f"{file.stem}{exported.suffix}")
+    terminal.write(target, exported.content)
+    for note in exported.notes:
+        print(f"note: {note}")
+    print(f"{target}: {len(exported.content):,} bytes")
 
 
 @app.command()
@@ -288,6 +322,8 @@ def trial(
     init: Init = None,
     data_root: DataRoot = None,
     label: Label = None,
+    resize: Resize = None,
+    spectrogram: Spectrogram = None,
 ) -> None:
     """Run one allocation by hand in this process, without Ray and Optuna."""
     from budgetopt import single
@@ -318,6 +354,8 @@ def trial(
         init=init,
         data_root=data_root,
         label=label,
+        resize=resize,
+        spectrogram=spectrogram,
     )
     last = None
     for last in reports:
@@ -365,6 +403,8 @@ def compress(
     seed: Seed = 0,
     data_root: DataRoot = None,
     label: Label = None,
+    resize: Resize = None,
+    spectrogram: Spectrogram = None,
 ) -> None:
     """Pack a set that exists already, distilled or real, within a budget."""
     from budgetopt import api
@@ -395,6 +435,8 @@ def compress(
         seed=seed,
         data_root=data_root,
         label=label,
+        resize=resize,
+        spectrogram=spectrogram,
         say=terminal.say,
     )
     terminal.print_compressed(console, found)
@@ -416,6 +458,8 @@ def merge(
     seed: Seed = 0,
     data_root: DataRoot = None,
     label: Label = None,
+    resize: Resize = None,
+    spectrogram: Spectrogram = None,
 ) -> None:
     """Join the packed files of several nodes into one within a budget."""
     from budgetopt import api
@@ -436,6 +480,8 @@ def merge(
         seed=seed,
         data_root=data_root,
         label=label,
+        resize=resize,
+        spectrogram=spectrogram,
         say=terminal.say,
     )
     terminal.print_compressed(console, found)

@@ -12,7 +12,7 @@ from budgetopt import protocol as protocols
 from budgetopt.errors import InputError, TrialFailure
 from budgetopt.packing import unpack_file
 from budgetopt.scores import Evaluation
-from budgetopt.search.folder import RunFolder
+from budgetopt.search.folder import RunFolder, dataset_of
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,13 @@ def compare(
     given = protocols.resolve(protocol) if protocol else protocols.from_field(packed.protocol)
     for name in names:
         networks.check_shape(name or given.network, packed.shape)
+    if protocol:  # the file's own recipe means what it meant when the file was made
+        protocols.check_augmentation(given.augment, packed.shape)
     if seeds is not None and not 1 <= seeds <= 1000:
         raise InputError(f"seeds must be in 1..1000, got {seeds}")
     run = RunFolder.enclosing(file)
-    if dataset is None:
-        if run is None:
-            raise InputError(f"{str(file)!r} lies in no run folder: name the dataset with --dataset")
-        dataset, root, its_label = run.dataset()
-        data_root, label = data_root or root, label or its_label
-    test = data.open_source(dataset, data_root, label).checked_test(packed.shape, len(packed.counts))
+    source = data.open_source(*dataset_of(file, dataset, data_root, label)).prepared_by(packed.preparation)
+    test = source.checked_test(packed.shape, len(packed.counts))
     device = evaluation.default_device()
     chosen = evaluation.file_seeds(content, seeds or given.seeds)
     parallel = evaluation.default_parallel(device)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from budgetopt import evaluation, requantization, seeding, space
+from budgetopt import evaluation, objective, requantization, seeding, space
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
@@ -124,6 +124,8 @@ def compress(
     if tuning is not None and dataset is None:
         raise InputError(f"--finetune {settings.finetune} needs real data: name it with --dataset")
     given = prepare(brought, settings.protocol, settings.seed, dataset)
+    if tuning is not None:
+        objective.check_augmentation(*tuning, given.spec.shape)
     network = None if settings.network is None else requantization.read_network(settings.network, given)
     judge = _Judge(given, dataset, settings, started, say)
     kept = replace(given, packed=None) if settings.levels else given  # symbols that are there have other levels

@@ -38,3 +38,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str], also: str = "") -> 
     suggestion = next((n for n in names if near and n.lower() == near[0]), None)
     hint = f"did you mean {suggestion!r}? " if suggestion else ""
     return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}{also}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, in one line; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

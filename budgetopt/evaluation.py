@@ -18,7 +18,7 @@ from budgetopt.data.dataset import Split
 from budgetopt.errors import TrialFailure
 from budgetopt.networks.side_by_side import SideBySide, at_once
 from budgetopt.packing import PackedSet, unpack
-from budgetopt.protocol import Protocol
+from budgetopt.protocol import Protocol, taken
 from budgetopt.scores import Evaluation, Score
 from budgetopt.seeding import derive, generator
 
@@ -27,8 +27,8 @@ TEST_CHUNK = 128  # activations stay in the processor's cache
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """x: (n, c, h, w) or (n, f) in raw units, uint8 or float32; y: (n,) int64; mean, std: (c,) input standardisation;
-    targets: (n, classes) float32 probabilities to train towards, or None for `y`."""
+    """x: (n, c, h, w), (n, c, d, h, w) or (n, f) in raw units, uint8 or float32; y: (n,) int64; mean, std: (c,) input
+    standardisation; targets: (n, classes) float32 probabilities to train towards, or None for `y`."""
 
     x: np.ndarray
     y: np.ndarray
@@ -152,7 +152,7 @@ def train_networks(
     x = torch.from_numpy(train.x).to(device)
     y = torch.from_numpy(train.y if train.targets is None else train.targets).to(device)
     batch = min(protocol.batch, len(y))
-    augmented = bool(protocol.augment) and len(shape) == 3
+    augment = taken(protocol.augment, shape)
     orders = torch.empty(len(seeds), 0, dtype=torch.long)
     for step in range(protocol.steps):
         if orders.shape[1] < batch:
@@ -160,8 +160,8 @@ def train_networks(
             orders = torch.cat([orders, torch.stack(more)], 1)
         rows, orders = orders[:, :batch].flatten().to(device), orders[:, batch:]
         inputs = standardize(x[rows])
-        if augmented:
-            draws = [augmentation.draw(protocol.augment, batch, g) for g in generators]
+        if augment:
+            draws = [augmentation.draw(augment, batch, g) for g in generators]
             inputs = augmentation.apply(inputs, augmentation.Draw.joined(draws).to(device))
         logits = together(inputs)
         watch(rows, logits.detach())
@@ -180,18 +180,24 @@ def train_networks(
     return nets
 
 
-@torch.no_grad()
 def score(net: torch.nn.Module, test: Split, standardize: Standardize, device: torch.device, classes: int) -> Score:
-    """How well `net` classifies `test`, in evaluation mode; it is left in the mode that it was in."""
+    """How well `net` classifies `test`."""
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (test.y, predicted(net, test, standardize, device)), 1)
+    return Score.of(confusion)
+
+
+@torch.no_grad()
+def predicted(net: torch.nn.Module, test: Split, standardize: Standardize, device: torch.device) -> np.ndarray:
+    """(n,) classes that `net` gives to `test`, in evaluation mode; it is left in the mode that it was in."""
     training = net.training
     net.eval()
-    confusion = np.zeros((classes, classes), np.int64)
+    found = np.zeros(len(test), np.int64)
     for start in range(0, len(test), TEST_CHUNK):
-        x = torch.from_numpy(test.x[start : start + TEST_CHUNK]).to(device)
-        predicted = net(standardize(x)).argmax(1).cpu().numpy()
-        np.add.at(confusion, (test.y[start : start + TEST_CHUNK], predicted), 1)
+        x = torch.tensor(test.x[start : start + TEST_CHUNK]).to(device)  # a copy: mapped samples are read-only
+        found[start : start + len(x)] = net(standardize(x)).argmax(1).cpu().numpy()
     net.train(training)
-    return Score.of(confusion)
+    return found
 
 
 class Standardize:

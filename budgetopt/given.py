@@ -9,7 +9,7 @@ import numpy as np
 from budgetopt import networks, seeding
 from budgetopt import protocol as protocols
 from budgetopt.allocation import Allocation
-from budgetopt.data.dataset import Dataset, DataSpec
+from budgetopt.data.dataset import PROTOCOLS, Dataset, DataSpec
 from budgetopt.errors import InputError
 from budgetopt.evaluation import default_device
 from budgetopt.packing import PackedSet
@@ -76,9 +76,15 @@ def prepare(brought: SampleSet, protocol: str | None, seed: int, dataset: Datase
     spec = None if dataset is None else dataset.spec
     if spec is not None and brought.shape != spec.shape:
         raise InputError(f"{brought.name}: samples have shape {brought.shape}, those of {spec.name} {spec.shape}")
+    if spec is not None and brought.preparation is not None and brought.preparation != spec.preparation:
+        raise InputError(
+            f"{brought.name}: its samples were made of raw data otherwise than those of {spec.name} with seed {seed}: "
+            "name the seed, and the --spectrogram if it had one, of the run that made it"
+        )
     ordered = brought.in_class_order(None if spec is None else spec.classes)
     recipe = _protocol(brought, protocol, dataset)
     networks.check_shape(recipe.network, ordered.shape)
+    protocols.check_augmentation(recipe.augment, ordered.shape)
     if spec is not None:
         mean, std = spec.mean, spec.std
     elif ordered.mean is not None and ordered.std is not None:
@@ -86,10 +92,13 @@ def prepare(brought: SampleSet, protocol: str | None, seed: int, dataset: Datase
     else:
         mean, std = of_samples(ordered.x, brought.name)
     counts = ordered.counts()
-    own = DataSpec(brought.name, ordered.shape, counts, mean, std, "", protocols.name_of(recipe))
+    preparation = brought.preparation if spec is None else spec.preparation
+    protocol_name = protocols.name_of(recipe)
+    own = DataSpec(brought.name, ordered.shape, counts, mean, std, "", protocol_name, preparation=preparation)
     packed = ordered.packed
     if packed is not None and len(packed.counts) == len(counts):
-        packed = replace(packed, mean=mean, std=std, protocol=protocols.to_field(recipe))
+        stored = protocols.to_field(recipe)
+        packed = replace(packed, mean=mean, std=std, protocol=stored, preparation=preparation)
     return Given(InitialSet(ordered.x, counts), own, recipe, ordered.soft, packed, seed)
 
 
@@ -100,4 +109,4 @@ def _protocol(brought: SampleSet, protocol: str | None, dataset: Dataset | None)
         return protocols.from_field(brought.protocol)
     if dataset is not None:
         return protocols.resolve(dataset.spec.protocol)
-    return protocols.resolve("image-2" if len(brought.shape) == 3 else "tabular-2")
+    return protocols.resolve(PROTOCOLS[len(brought.shape)])

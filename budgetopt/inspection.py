@@ -1,8 +1,7 @@
-"""What a packed file says of itself, and its samples in other formats. Needs no torch."""
+"""What a packed file says of itself. Needs no torch."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -10,12 +9,9 @@ import numpy as np
 
 from budgetopt import protocol as protocols
 from budgetopt.allocation import Allocation
-from budgetopt.errors import InputError
 from budgetopt.packing import LevelTable, PackedSet, sections, unpack
 from budgetopt.packing.container import FORMAT_VERSION
 from budgetopt.search.folder import RunFolder
-
-EXPORTS = ("npz", "png")
 
 
 def describe(data: bytes) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]:
@@ -37,6 +33,7 @@ def describe(data: bytes) -> tuple[list[tuple[str, str]], list[tuple[str, int]]]
         ("bytes a sample", f"{len(data) / sum(counts):.1f}"),
         ("input statistics", f"mean {_list(packed.mean)}, std {_list(packed.std)}"),
         *_soft_labels(packed, parts),
+        *_preparation(packed),
         ("protocol", f"{protocols.name_of(protocol)} ({protocol.hash}): {protocol.network} width {protocol.width}"),
         ("training", f"{protocol.steps} steps of {protocol.batch}, lr {protocol.lr:g}, {protocol.seeds} seeds"),
         ("augmentation", augment),
@@ -55,31 +52,15 @@ def allocation_of(path: Path, data: bytes) -> Allocation | None:
     return None
 
 
-def export(data: bytes, to: str) -> bytes:
-    """The decoded set as `npz` (x, y in raw units, mean, std, and targets where labels are soft) or as a `png` sheet of
-    samples."""
-    packed = unpack(data)
-    if to == "npz":
-        buffer, targets = io.BytesIO(), packed.targets()
-        soft = {} if targets is None else {"targets": targets}
-        arrays = {"x": packed.decode(), "y": packed.labels(), "mean": packed.mean, "std": packed.std, **soft}
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
-    if to == "png":
-        from budgetopt.report.picture import sample_sheet
-
-        sheet = sample_sheet(packed)
-        if sheet is None:
-            raise InputError(f"samples of shape {packed.shape} are no pictures: export --to npz")
-        return sheet
-    raise InputError(f"cannot export to {to!r}: known are {', '.join(EXPORTS)}")
-
-
 def _soft_labels(packed: PackedSet, parts: list[tuple[str, int]]) -> list[tuple[str, str]]:
     if packed.soft is None:
         return []
     coded = 8 * dict(parts)["soft labels"] / len(packed)
     return [("soft labels", f"{packed.soft.bits} bits a probability, {coded:.2f} bits a sample coded")]
+
+
+def _preparation(packed: PackedSet) -> list[tuple[str, str]]:
+    return [] if packed.preparation is None else [("made of", packed.preparation.summary)]
 
 
 def _levels(packed: PackedSet) -> str:

@@ -56,6 +56,8 @@ def join(paths: Sequence[str | Path], classes: int | None = None, protocol_is_ch
             )
         if one.protocol != first.protocol and not protocol_is_chosen:
             raise InputError(f"{one.name}: has another protocol than {first.name}: choose one with --protocol")
+        if one.preparation != first.preparation:
+            raise InputError(f"{one.name}: its samples were made of raw data otherwise than those of {first.name}")
     y = np.concatenate([one.y for one in found])
     node = np.repeat(np.arange(len(found)), [len(one) for one in found])
     order = np.lexsort((node, np.concatenate([_ranks(one.y) for one in found]), y))
@@ -70,6 +72,7 @@ def join(paths: Sequence[str | Path], classes: int | None = None, protocol_is_ch
         mean=mean,
         std=std,
         protocol=None if protocol_is_chosen else first.protocol,
+        preparation=first.preparation,
     )
     packed = [one.packed for one in found if one.packed is not None]
     return replace(joined, packed=_same_symbols(packed, order, joined))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, RootModel, ValidationInfo, field_validator, model_validator
 
-from budgetopt import declarative
+from budgetopt import declarative, protocol
 
 Rate = Annotated[float, Field(gt=0, le=1e38)]
 Steps = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -29,16 +29,23 @@ class CoresetObjective(declarative.Strict):
 
 class Optimised(declarative.Strict):
     """`steps` of a method, and `refine_steps` after them that draw the features of the quantized samples to those of
-    the samples before quantization (PTQ eq. 10)."""
+    the samples before quantization (PTQ eq. 10). Where `guard` is not 0, the set is put back to its start if that
+    trains the better network in this share of the protocol's steps (`methods.guarded`)."""
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)]
     lr_quantizer: Rate = 0.01
     refine_steps: Steps = 0
     lr_refine: Rate = 0.002
+    guard: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     @property
     def all_steps(self) -> int:
         return self.steps + self.refine_steps
+
+    def shortened(self, share: float) -> Self:
+        """With that share of all steps, one at least."""
+        steps, refine_steps = max(1, math.ceil(self.steps * share)), math.ceil(self.refine_steps * share)
+        return self.model_copy(update={"steps": steps, "refine_steps": refine_steps})
 
     def refinement(self) -> CoresetObjective:
         """The end of the method as an objective of its own."""
@@ -129,6 +136,9 @@ class Augmentation(declarative.Strict):
     brightness: Annotated[float, Field(ge=0, le=100)] | None = None
     contrast: Annotated[float, Field(ge=0, le=100)] | None = None
     cutout: Annotated[float, Field(ge=0, le=1)] | None = None
+    shift3d: Annotated[float, Field(ge=0, le=1)] | None = None
+    rotate3d: Annotated[float, Field(ge=0, le=180)] | None = None
+    flip3d: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class GradientMatchingObjective(Optimised):
@@ -190,6 +200,13 @@ Objective = (
     | GradientMatchingObjective
     | BilevelObjective
 )
+
+
+def check_augmentation(name: str, chosen: Objective, shape: tuple[int, ...]) -> None:
+    """Raise `InputError` where the objective `name` has an augmentation of its own that samples of `shape` cannot
+    take."""
+    if isinstance(chosen, GradientMatchingObjective) and chosen.augment is not None:
+        protocol.check_augmentation(chosen.augment.model_dump(exclude_none=True), shape, f"objective {name}")
 
 
 class _File(RootModel[Annotated[Objective, Field(discriminator="method")]]):

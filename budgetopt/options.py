@@ -74,13 +74,18 @@ def parse(text: str, schemas: Mapping[str, Schema], what: str) -> tuple[str, Opt
     name, _, rest = text.partition(":")
     if name not in schemas:
         raise unknown_name(what, name, schemas)
+    return name, canonical(schemas[name], assignments(rest, text, f"{name}:option=value,option=value"), name)
+
+
+def assignments(text: str, shown: str, example: str) -> dict[str, Value]:
+    """`"keep=0.25,block=8"` → its values by name; shown, example: what was given and what is expected, for errors."""
     given: dict[str, Value] = {}
-    for item in filter(None, rest.split(",")):
+    for item in filter(None, text.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
-            raise InputError(f"cannot read {item!r} in {text!r}: write {name}:option=value,option=value")
+            raise InputError(f"cannot read {item!r} in {shown!r}: write {example}")
         given[key.strip()] = _number(value.strip())
-    return name, canonical(schemas[name], given, name)
+    return given
 
 
 def show(name: str, options: Options) -> str:

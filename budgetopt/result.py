@@ -32,6 +32,9 @@ class FrontPoint:
     dominated_on_test: bool
     allocation: Allocation
     path: Path
+    macro_f1: float | None = None  # on the test split; None in runs of earlier versions
+    parent: int | None = None  # the trial whose set it was fine-tuned from
+    total_steps: int | None = None  # of distillation, the parents' included; None in runs without parents
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class Result:
     references: dict[str, Any]
     test_evaluations: int
     hypervolume: float
+    class_counts: tuple[int, ...] = ()  # of the train part; none in runs of earlier versions
+
+    @property
+    def imbalanced(self) -> bool:
+        """Whether accuracy says little of the smaller classes: one has half the samples of another, or fewer."""
+        return bool(self.class_counts) and max(self.class_counts) >= 2 * min(self.class_counts)
 
     def plot(self) -> Figure:
         """Accuracy against bytes with intervals and reference lines, as a matplotlib figure."""
@@ -82,6 +91,7 @@ def read(folder: str | Path) -> Result:
             references=table["references"],
             test_evaluations=table["test_evaluations"] + _later_evaluations(folder),
             hypervolume=table["hypervolume"],
+            class_counts=tuple(table.get("class_counts", ())),
         )
     except FileNotFoundError:
         what = "is not finished" if folder.is_dir() else "does not exist"
@@ -113,4 +123,7 @@ def _point(folder: Path, member: dict[str, Any]) -> FrontPoint:
         dominated_on_test=test["dominated"],
         allocation=Allocation.from_dict(member["allocation"]),
         path=folder / member["file"],
+        macro_f1=test.get("macro_f1"),
+        parent=member.get("parent"),
+        total_steps=member.get("total_steps"),
     )

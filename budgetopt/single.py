@@ -82,6 +82,8 @@ def run(
     init: Path | None,
     data_root: Path | None,
     label: str | None = None,
+    resize: str | None = None,
+    spectrogram: str | None = None,
 ) -> Iterator[trial.RungReport]:
     """Reports of each rung. Target embeddings are made in every step: a bank pays for many trials, not for one."""
     name, chosen = objective.resolve(method)
@@ -89,15 +91,17 @@ def run(
         chosen = declarative.validate(chosen.model_dump() | {"steps": steps}, "--steps", type(chosen))
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
-    source = data.open_source(dataset, data_root, label)
+    source = data.open_source(dataset, data_root, label, resize, spectrogram)
     recipe = protocol.resolve(protocol_name or source.protocol)
     limit = None if budget is None else Budget.parse(budget)
     if limit is not None:
         print(f"budget: {limit}")
     prepared = Dataset.prepare(source, seed)
-    for note in source.notes:
+    for note in prepared.source.notes:
         print(note, flush=True)
     networks.check_shape(recipe.network, prepared.spec.shape)
+    protocol.check_augmentation(recipe.augment, prepared.spec.shape)
+    objective.check_augmentation(name, chosen, prepared.spec.shape)
     context = trial.TrialContext(
         train=prepared.train,
         val=prepared.val,

@@ -50,6 +50,13 @@ def print_evaluation(console: Any, network: str | None, found: Any, size: int, p
         console.print(recall_table({"recall": found}))
 
 
+def print_fisher(console: Any, classes: Any) -> None:
+    from budgetopt.report.tables import fisher_table
+
+    print("\nFisher information about random weights (BCDC Theorem 4.6)")
+    console.print(fisher_table(classes))
+
+
 def print_compared(console: Any, rows: Iterable[Any], size: int, per_class: bool) -> None:
     """One table, on a terminal a row as soon as a network is trained; after Ctrl-C, those that are."""
     from rich.live import Live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -20,13 +21,14 @@ from budgetopt.errors import TrialFailure
 from budgetopt.evaluation import evaluate_file
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import LEARNED, Selector
-from budgetopt.objective import Objective
+from budgetopt.objective import Objective, Optimised
 from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol, to_field
 from budgetopt.representation import InitialSet, Representation
 from budgetopt.scores import Evaluation, Score
 from budgetopt.teacher import Teacher
 
+CHILD_SHARE = 1 / 3  # of the objective's steps, for a set that starts from a parent
 RUNGS = 3  # reports of an optimised set; a set without steps reports after one training and after all
 
 
@@ -81,18 +83,43 @@ def trial_seed(run_seed: int, allocation: Allocation) -> int:
     return seeding.derive("trial", run_seed, allocation.key)
 
 
-def initial_set(context: TrialContext, allocation: Allocation, selector: Selector | None = None) -> InitialSet:
-    """The real samples (or the first of the `init` set) that the allocation starts from."""
+def class_counts(context: TrialContext) -> tuple[int, ...]:
+    """Samples that there are to start from, of each class."""
+    return context.spec.class_counts if context.init is None else context.init.counts
+
+
+def initial_set(
+    context: TrialContext, allocation: Allocation, selector: Selector | None = None, parent: bytes | None = None
+) -> InitialSet:
+    """The real samples (or the first of the parent, or of the `init` set) that the allocation starts from."""
+    if parent is not None:
+        wanted = shared_out(class_counts(context), allocation.ipc, allocation.balance)
+        return _decoded(parent, context.spec, wanted).taking(wanted)
     if context.init is None:
         selector = selector or Selector(context.train, context.spec, context.learned)
         return selector.select(allocation.selection, allocation.ipc, trial_seed(context.seed, allocation), allocation)
     return context.init.taking(shared_out(context.init.counts, allocation.ipc, allocation.balance))
 
 
+def _decoded(parent: bytes, spec: DataSpec, wanted: tuple[int, ...]) -> InitialSet:
+    """What a receiver makes of the file. Raises `TrialFailure` where it does not hold the wanted samples."""
+    packed = unpack(parent)
+    alike = packed.shape == spec.shape and len(packed.counts) == len(wanted)
+    if not alike or any(there < count for there, count in zip(packed.counts, wanted, strict=True)):
+        raise TrialFailure(
+            f"a parent of shape {packed.shape} and counts {packed.counts} holds no {wanted} to start from"
+        )
+    return InitialSet(packed.decode(), packed.counts)
+
+
 def initial_representation(
-    context: TrialContext, allocation: Allocation, device: torch.device, selector: Selector | None = None
+    context: TrialContext,
+    allocation: Allocation,
+    device: torch.device,
+    selector: Selector | None = None,
+    parent: bytes | None = None,
 ) -> Representation:
-    initial = initial_set(context, allocation, selector)
+    initial = initial_set(context, allocation, selector, parent)
     noise = seeding.generator("quantizer", trial_seed(context.seed, allocation))
     protocol, teacher = to_field(context.protocol), context.teacher
     representation = Representation(initial, allocation, context.spec, protocol, device, noise, teacher, context.budget)
@@ -112,28 +139,46 @@ def rung_steps(steps: int) -> list[int]:
     return [0, 0] if steps == 0 else [max(1, math.ceil(steps * (r + 1) / RUNGS)) for r in range(RUNGS)]
 
 
-def checkpoint(context: TrialContext, allocation: Allocation, folder: Path) -> Checkpoint:
+def _objective(context: TrialContext, allocation: Allocation, parent: bytes | None) -> Objective:
+    """The objective with the steps that the trial takes: CHILD_SHARE of them where the set starts from a parent."""
+    objective = context.objectives[allocation.objective]
+    if parent is None:
+        return objective
+    if not isinstance(objective, Optimised):
+        raise ValueError(
+            f"{allocation.objective} optimises nothing: its sets start from real samples, not from a parent"
+        )
+    return objective.shortened(CHILD_SHARE)
+
+
+def checkpoint(context: TrialContext, allocation: Allocation, folder: Path, parent: bytes | None = None) -> Checkpoint:
     """Where the trial keeps what it has done, by allocation and trial seed: one that is started again finds its own."""
     seed = trial_seed(context.seed, allocation)
-    objective = context.objectives[allocation.objective]
-    shaped_by = (allocation, seed, context.spec.split_hash, context.protocol.hash, objective, context.budget)
+    objective = _objective(context, allocation, parent)
+    shaped_by: tuple[Any, ...] = (allocation, seed, context.spec.split_hash, context.protocol.hash, objective)
+    shaped_by += (context.budget,) if parent is None else (context.budget, hashlib.sha256(parent).hexdigest())
     return Checkpoint(folder / f"{allocation.key}-{seed:016x}.pt", repr(shaped_by))
 
 
 def run(
-    context: TrialContext, allocation: Allocation, device: torch.device, kept: Checkpoint | None = None
+    context: TrialContext,
+    allocation: Allocation,
+    device: torch.device,
+    kept: Checkpoint | None = None,
+    parent: bytes | None = None,
 ) -> Iterator[RungReport]:
     """Distil with the quantizer in the loop; at each rung pack → unpack → train → validation accuracy.
 
     Lower rungs train one network for `rung_share` of the steps; the last trains `search_seeds` networks. Where `kept`
-    holds what an earlier process did of this trial, its reports come again and the trial goes on after them. Raises
-    `TrialFailure` or `OverBudget`; stops where the caller stops iterating.
+    holds what an earlier process did of this trial, its reports come again and the trial goes on after them. parent:
+    packed file of the finished set that is fine-tuned, in CHILD_SHARE of the steps. Raises `TrialFailure` or
+    `OverBudget`, `PackedFileError` for a damaged parent; stops where the caller stops iterating.
     """
     if allocation.label_bits and context.teacher is None:
         raise ValueError(f"{allocation.label_bits}-bit labels need a teacher in the context")
     started, seed = time.monotonic(), trial_seed(context.seed, allocation)
-    objective = context.objectives[allocation.objective]
-    representation = initial_representation(context, allocation, device)
+    objective = _objective(context, allocation, parent)
+    representation = initial_representation(context, allocation, device, parent=parent)
     data = TrainingData(context.train, context.spec, context.protocol, device)
     generator = seeding.generator("method", seed)
     shared = context.shared.get(allocation.objective)

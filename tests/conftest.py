@@ -1,14 +1,15 @@
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from servers import answers, free_port
 
 from budgetopt.data import Dataset, open_source
 
@@ -70,9 +71,7 @@ def postgresql():
     if user:
         shutil.chown(folder, user)
         shutil.chown(password, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     def run(program, *arguments):
         command = [str(Path(found).with_name(program)), "-D", folder / "data", *arguments]
@@ -84,4 +83,36 @@ def postgresql():
     run("pg_ctl", "-w", "-o", options, "-l", folder / "log", "start")
     yield f"postgresql://runner:s3cret@127.0.0.1:{port}/postgres"
     run("pg_ctl", "-m", "immediate", "stop")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mysql():
+    """URL of a MariaDB server of its own on loopback, from Debian's package."""
+    server, install = (shutil.which(name, path="/usr/sbin:/usr/bin") for name in ("mariadbd", "mariadb-install-db"))
+    if server is None or install is None:
+        pytest.skip("MariaDB is not installed (Debian: mariadb-server)")
+    folder = Path(tempfile.mkdtemp(prefix="mariadb-"))
+    user = "mysql" if os.getuid() == 0 else None  # it refuses to run as root
+    if user:
+        shutil.chown(folder, user)
+    port = free_port()
+    setup = folder / "setup.sql"
+    setup.write_text(
+        "CREATE DATABASE runs;\nCREATE USER runner@'127.0.0.1' IDENTIFIED BY 's3cret';\n"
+        "GRANT ALL ON runs.* TO runner@'127.0.0.1';\n"
+    )
+    where = ["--no-defaults", f"--datadir={folder}/data"]  # in this order
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "user": user, "cwd": folder}
+    subprocess.run([install, *where, "--auth-root-authentication-method=normal"], check=True, **quiet)
+    options = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket", "--skip-name-resolve"]
+    running = subprocess.Popen([server, *where, *options, f"--init-file={setup}"], **quiet)
+    for _ in range(600):
+        if answers(port):
+            break
+        assert running.poll() is None, "the server does not start"
+        time.sleep(0.1)
+    yield f"mysql://runner:s3cret@127.0.0.1:{port}/runs"
+    running.kill()
+    running.wait()
     shutil.rmtree(folder, ignore_errors=True)

@@ -5,9 +5,19 @@ import zlib
 
 import numpy as np
 
-from budgetopt.packing import FORMAT_VERSION, Dequantizer, Domain, Identity, PackedSet, UniformLevels, sections
+from budgetopt.packing import (
+    FORMAT_VERSION,
+    Dequantizer,
+    Domain,
+    Identity,
+    PackedSet,
+    TablePreparation,
+    UniformLevels,
+    sections,
+)
 from budgetopt.packing.coders import CODERS
 from budgetopt.packing.container import header
+from budgetopt.packing.table import Categorical, Numeric
 
 
 def packed_set(symbols, counts=None, dequantizer=2, shape=None, **changes):
@@ -15,7 +25,7 @@ def packed_set(symbols, counts=None, dequantizer=2, shape=None, **changes):
     std 1 unless given."""
     symbols = np.asarray(symbols)
     shape = symbols.shape[1:] if shape is None else shape
-    channels = shape[0] if len(shape) == 3 else 1
+    channels = shape[0] if len(shape) > 1 else 1
     plain = {
         "inverse": Identity(),
         "mean": np.zeros(channels, np.float32),
@@ -28,6 +38,19 @@ def packed_set(symbols, counts=None, dequantizer=2, shape=None, **changes):
         dequantizer=UniformLevels(dequantizer, 0, 1, 0) if isinstance(dequantizer, int) else dequantizer,
         **(plain | changes),
     )
+
+
+def table_preparation():
+    """Of 11 values and 4 classes: every kind of column."""
+    columns = (
+        Numeric("age", 40, 3),
+        Numeric("income", 100, 12),
+        Numeric("rooms", 3, 0, indicator=True),
+        Categorical("job", ("", "baker", "smith"), other=True),
+        Categorical("öffnet", ("ja", "nein")),
+        Numeric("year", 32_000, 0),
+    )
+    return TablePreparation(columns, ("ash", "fir", "oak", "yew"))
 
 
 def sealed(body, version=FORMAT_VERSION):

@@ -1,10 +1,13 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
+from scipy.spatial.transform import Rotation
 
 from budgetopt import augmentation
-from budgetopt.protocol import AUGMENTATIONS
+from budgetopt.protocol import AUGMENTATIONS, AUGMENTATIONS_OF
 
 STRENGTHS = {
     "shift": 0.2,
@@ -16,6 +19,8 @@ STRENGTHS = {
     "cutout": 0.5,
 }
 IDENTITY = dict.fromkeys(STRENGTHS, 0.0) | {"scale": 1.0}
+STRENGTHS_3D = {"shift3d": 0.2, "rotate3d": 40.0, "flip3d": 0.5}
+GRID = (2, 5, 6, 9)  # of voxels, no two sides equal
 
 
 def generator(seed=0):
@@ -26,33 +31,42 @@ def images(n=6, shape=(2, 8, 6), seed=1):
     return torch.randn(n, *shape, generator=generator(seed))
 
 
+def samples_for(name, n=6):
+    """What the augmentation of this name is for."""
+    return images(n, GRID) if name in AUGMENTATIONS_OF[4] else images(n)
+
+
 def augmented(x, strengths, seed=0):
     return augmentation.apply(x, augmentation.draw(strengths, len(x), generator(seed)))
 
 
 def test_all_names_of_the_protocol_are_tested_here():
-    assert STRENGTHS.keys() == set(AUGMENTATIONS)
+    assert STRENGTHS.keys() == set(AUGMENTATIONS_OF[3])
+    assert STRENGTHS_3D.keys() == set(AUGMENTATIONS_OF[4])
+    assert len(STRENGTHS) + len(STRENGTHS_3D) == len(AUGMENTATIONS)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_strength_zero_changes_nothing(name):
-    x = images()
-    assert torch.allclose(augmented(x, {name: IDENTITY[name]}), x, atol=1e-5)
+    x = samples_for(name)
+    assert torch.allclose(augmented(x, {name: IDENTITY.get(name, 0.0)}), x, atol=1e-5)
 
 
 def test_all_strengths_zero_and_no_augmentation_change_nothing():
     x = images()
     assert torch.allclose(augmented(x, IDENTITY), x, atol=1e-5)
     assert torch.equal(augmented(x, {}), x)
+    voxels = images(6, GRID)
+    assert torch.allclose(augmented(voxels, dict.fromkeys(STRENGTHS_3D, 0.0)), voxels, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_each_augmentation_does_something(name):
-    x = images(40)
-    out = augmented(x, {name: STRENGTHS[name]})
+    x = samples_for(name, 40)
+    out = augmented(x, {name: (STRENGTHS | STRENGTHS_3D)[name]})
     changed = (out - x).abs().flatten(1).amax(1) > 1e-3
     assert out.shape == x.shape
-    assert changed.sum() > (5 if name == "flip" else 35)
+    assert changed.sum() > (5 if name in ("flip", "flip3d") else 35)
 
 
 def test_flip_against_reversed_columns():
@@ -157,4 +171,87 @@ def test_differentiable():
     drawn = augmentation.draw(STRENGTHS, 2, generator())
     double = augmentation.Draw(*(t.double() for t in dataclasses.astuple(drawn)))
     x = images(2, (1, 5, 4)).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augmentation.apply(x, double), (x,))
+
+
+# --- voxels ----------------------------------------------------------------------------------------------------------
+
+
+def naive_turn(grid, turn, offset):
+    """scipy's trilinear interpolation of one (d, h, w) grid about its centre. turn: (3, 3) output → input, in voxels,
+    and offset: (3,) in shares of the half sides, both for (column, row, slice)."""
+    sides = np.array(grid.shape)
+    centre = (sides - 1) / 2
+    places = np.moveaxis(np.indices(grid.shape), 0, -1) - centre  # (slice, row, column)
+    wanted = places[..., ::-1] @ turn.T
+    wanted = wanted[..., ::-1] + offset[::-1] * sides / 2 + centre
+    return map_coordinates(grid, np.moveaxis(wanted, -1, 0), order=1, mode="nearest")
+
+
+@pytest.mark.parametrize("strengths", [STRENGTHS_3D, {"rotate3d": 180.0}, {"shift3d": 0.3}, {"flip3d": 1.0}])
+def test_voxels_are_turned_and_shifted_as_scipy_does_it(strengths):
+    x = images(5, GRID)
+    drawn = augmentation.draw(strengths, 5, generator())
+    out = augmentation.apply(x, drawn).double().numpy()
+    for n in range(5):
+        turn, offset = drawn.affine[n, :, :3].double().numpy(), drawn.affine[n, :, 3].double().numpy()
+        for c in range(2):
+            assert np.allclose(out[n, c], naive_turn(x[n, c].double().numpy(), turn, offset), atol=1e-5)
+
+
+def test_flip_of_voxels_against_reversed_columns():
+    x = images(5, GRID)
+    assert torch.allclose(augmented(x, {"flip3d": 1.0}), x.flip(4), atol=1e-5)
+
+
+def test_turns_are_rotations_about_axes_all_over_the_sphere():
+    affine = augmentation.draw({"rotate3d": 30.0, "shift3d": 0.1}, 2000, generator()).affine.double()
+    assert affine[:, :, 3].abs().max() <= 0.2
+    turns = affine[:, :, :3].numpy()
+    assert np.allclose(turns @ turns.transpose(0, 2, 1), np.eye(3), atol=1e-6)
+    assert np.allclose(np.linalg.det(turns), 1)
+    vectors = Rotation.from_matrix(turns).as_rotvec(degrees=True)
+    angles = np.linalg.norm(vectors, axis=1)
+    assert 29.5 < angles.max() <= 30.001
+    assert angles.mean() == pytest.approx(15, abs=0.7)  # uniform
+    axes = vectors / angles[:, None]
+    assert np.allclose(axes.mean(0), 0, atol=0.05)
+    assert np.allclose(axes.T @ axes / len(axes), np.eye(3) / 3, atol=0.03)
+    mirrored = augmentation.draw({"flip3d": 1.0}, 3, generator()).affine[:, :, :3]
+    assert torch.allclose(torch.linalg.det(mirrored), -torch.ones(3))
+
+
+@pytest.mark.parametrize("degrees", [1e308, float("inf")])
+def test_a_senseless_strength_gives_no_numbers_but_no_crash(degrees):
+    """A protocol may come with a stranger's file: its training then diverges, which is a named error."""
+    drawn = augmentation.draw({"rotate3d": degrees}, 3, generator())
+    assert drawn.affine[:, :, :3].isnan().any()
+    assert augmentation.apply(images(3, GRID), drawn).shape == (3, *GRID)
+
+
+def test_a_draw_is_the_same_for_real_and_synthetic_voxels():
+    drawn = augmentation.draw(STRENGTHS_3D, 4, generator())
+    real, synthetic = images(4, GRID, seed=1), images(4, GRID, seed=2)
+    apart = augmentation.apply(real, drawn) - augmentation.apply(synthetic, drawn)
+    assert torch.allclose(apart, augmentation.apply(real - synthetic, drawn), atol=1e-5)
+
+
+def test_draws_of_voxels_do_not_depend_on_their_company():
+    x, labels = images(5, GRID), torch.tensor([2, 0, 0, 1, 2])
+    drawn = augmentation.draw(STRENGTHS_3D, 3, generator())
+    again = augmentation.draw(STRENGTHS_3D, 3, generator())
+    assert torch.equal(drawn.affine, again.affine)
+    together = augmentation.apply(x, drawn[labels])
+    for i, label in enumerate(labels.tolist()):
+        alone = augmentation.apply(x[i : i + 1], drawn[torch.tensor([label])])
+        assert torch.allclose(together[i], alone[0], atol=1e-6)
+    one = augmentation.draw(STRENGTHS_3D, 1, generator())
+    one_by_one = torch.cat([augmentation.apply(x[i : i + 1], one) for i in range(5)])
+    assert torch.allclose(augmentation.apply(x, one), one_by_one, atol=1e-6)
+
+
+def test_differentiable_in_voxels():
+    drawn = augmentation.draw(STRENGTHS_3D, 2, generator())
+    double = augmentation.Draw(drawn.affine.double(), None, None, None)
+    x = images(2, (1, 3, 4, 2)).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: augmentation.apply(x, double), (x,))

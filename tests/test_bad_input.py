@@ -1,5 +1,6 @@
 """Every wrong input, through the command line: exit code 2, one line that shows the value, nothing written."""
 
+import gc
 import io
 import json
 import signal
@@ -311,6 +312,48 @@ def test_network_that_does_not_fit_the_data(refused, given):
     refused(["trial", "--dataset", given / "mine.npz", "--protocol", "glyph-1"], "convnet", "mlp")
 
 
+@pytest.mark.parametrize(
+    ("shape", "augment", "parts"),
+    [
+        ((4,), "rotate = 12, shift = 0.1", ["(4,)", "rotate 12, shift 0.1: they take no augmentation, leave it out"]),
+        ((1, 4, 4, 4), "scale = 1.5", ["(1, 4, 4, 4)", "scale 1.5: they take shift3d, rotate3d, flip3d"]),
+        ((1, 4, 4), "flip = 0.5, flip3d = 0.5", ["by flip3d 0.5: they take shift, scale"]),
+    ],
+)
+def test_augmentation_that_the_data_cannot_take(refused, given, shape, augment, parts):
+    """Wherever a recipe is chosen for data, before anything is trained or written."""
+    rng, y = np.random.default_rng(0), np.arange(24) % 3
+    x = rng.integers(0, 9, (24, *shape)).astype(np.uint8)
+    np.savez(given / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (given / "a.bopt").write_bytes(pack(packed_set(x[:9] % 4, (3, 3, 3), 4)))
+    (given / "p.toml").write_text(f'network = "mlp"\nsteps = 5\naugment = {{ {augment} }}\n')
+    data, chosen = ["--dataset", given / "mine.npz"], ["--protocol", given / "p.toml"]
+    for command in (
+        ["search", "--budget", "1kb", *data],
+        ["trial", *data],
+        ["eval", given / "a.bopt", *data],
+        ["compress", given / "a.bopt", "--budget", "1kb"],
+        ["compress", given / "a.bopt", "--budget", "1kb", *data],
+        ["merge", given / "a.bopt", given / "a.bopt", "--budget", "1kb"],
+    ):
+        refused([*command, *chosen], "protocol: samples of shape", *parts)
+
+
+def test_augmentation_of_an_objective_that_the_data_cannot_take(refused, given):
+    y = np.arange(24) % 3
+    x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+    np.savez(given / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (given / "a.bopt").write_bytes(pack(packed_set(np.zeros((3, 4), int), (1, 1, 1), 4)))
+    (given / "mine.toml").write_text('method = "dsa"\naugment = { rotate = 12 }\n')
+    data = ["--dataset", given / "mine.npz"]
+    for command in (
+        ["search", "--budget", "1kb", *data, "--objective"],
+        ["trial", *data, "--method"],
+        ["compress", given / "a.bopt", "--budget", "1kb", *data, "--protocol", "tabular-2", "--finetune"],
+    ):
+        refused([*command, given / "mine.toml"], "objective mine: samples of shape (4,)", "rotate 12", "leave it out")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # TOML files of the user's
 # ----------------------------------------------------------------------------------------------------------------------
@@ -376,7 +419,7 @@ def make_run(path, seed=0, finished=()):
     resolved, _ = config.resolve("30kb", seed=seed, workers=1)
     folder = RunFolder(path)
     folder.create(resolved, {})
-    study = studies.create(folder.study)
+    study, trial = studies.create(folder.study), None
     for size, accuracy in finished:
         trial = study.ask()
         trial.set_user_attr("allocation", Allocation().to_dict())
@@ -384,6 +427,8 @@ def make_run(path, seed=0, finished=()):
         rung = {"bytes": size, "accuracy": accuracy, "error": 0.01, "file": f"trials/{trial.number}.bopt"}
         trial.set_user_attr("rung/1", rung)
         study.tell(trial, studies.values(size, accuracy))
+    del study, trial
+    gc.collect()  # closes the database, which merges its log into it: not while a command is watched
     return folder
 
 
@@ -563,7 +608,7 @@ def test_files_that_are_not_there(refused, given, command):
 
 def test_unknown_export(refused, given):
     (given / "a.bopt").write_bytes(packed_digits())
-    refused(["export", given / "a.bopt", "--to", "jpeg"], "'jpeg'", "npz, png")
+    refused(["export", given / "a.bopt", "--to", "jpeg"], "'jpeg'", "npz, parquet, png")
     command = ["export", given / "a.bopt", "--to", "npz", "--out"]
     refused([*command, given / "absent" / "a.npz"], "absent", "cannot write")
 

@@ -68,6 +68,22 @@ def test_selection_takes_the_first_of_each_order():
         assert np.array_equal(rooted.x[9:15], equal.x[12:])
 
 
+@pytest.mark.parametrize("how", ["random", "herding", "k-centre"])
+@pytest.mark.parametrize("balance", sorted(BALANCES))
+def test_classes_smaller_than_the_ipc_use_what_they_have(how, balance):
+    """Once each: no sample is repeated to fill them up."""
+    y = np.repeat(np.arange(3), (3, 40, 90))
+    one = np.ones(1, np.float32)
+    x = np.arange(133, dtype=np.float32).reshape(-1, 1)
+    selector = Selector(Split(x, y), DataSpec("toy", (1,), (3, 40, 90), one, one, "x", "tabular-2"))
+    taken = selector.select(how, 50, 3, Allocation(ipc=50, selection=how, balance=balance))
+    assert sum(taken.counts) == 3 + 40 + 50
+    assert taken.counts[0] <= 3
+    assert len(np.unique(taken.x)) == len(taken.x) == sum(taken.counts)
+    if balance == "equal":
+        assert taken.counts == (3, 40, 50)
+
+
 def test_taking_from_a_given_set():
     given_set = InitialSet(np.arange(9, dtype=np.float32).reshape(-1, 1), (2, 3, 4))
     taken = given_set.taking((1, 0, 3))

@@ -21,9 +21,11 @@ RUNS = {
     "rungs": (["--quick"], ["Spearman [95 %]", "200 to 400", "8 steps", "0.25"]),
     "beam": (["--quick"], ["random, sqrt, soft labels", "all data", "Claim 5", "2 bits, without"]),
     "augmentation": (["--quick"], ["shift, scale, rotate", "minus none"]),
-    "methods": (["--quick"], ["random", "datm", "minus random"]),
+    "methods": (["--quick", "--guards", "0", "0.5"], ["random", "datm, guard 0.5", "minus random"]),
     "recipe": (["--quick"], ["20 epochs of SGD", "dsa, 1 a class", "mean of all files"]),
     "rdoq": (["--quick"], ["2 levels, weight 0.3", "minus weight 0", "bytes of the same samples"]),
+    "parents": (["--quick"], ["8 to 4", "3 + 1", "child minus it", "anew, as much in all"]),
+    "memory": (["--quick"], ["digits, training set at 2 levels", "float32", "the same bits"]),
     "claims": (["--quick"], ["Claim 1", "Claim 2", "Claim 4", "Claim 6", "control", "GAQ, refined", "lenet"]),
 }
 
@@ -34,7 +36,7 @@ def benchmark_named(monkeypatch):
     threads = torch.get_num_threads()
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("records", *RUNS):
+    for name in ("records", "gpu", *RUNS):
         sys.modules.pop(name, None)
 
 
@@ -57,6 +59,20 @@ def test_quick_run_is_resumable(name, benchmark_named, tmp_path, capsys):
     assert not any(line.startswith(working) for line in second.splitlines())
     assert second.splitlines() == [line for line in first.splitlines() if not line.startswith(working)]
     assert (tmp_path / "rows.jsonl").read_text() == rows
+
+
+@pytest.mark.long
+def test_the_benchmark_for_a_gpu_runs_without_one(benchmark_named, tmp_path, capsys):
+    main = benchmark_named("gpu").main
+    main(["--quick", "--out", str(tmp_path)])
+    first = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("distilling") for line in first) == 3
+    for name in ("coreset", "dm", "datm"):
+        (row,) = [line.split("│") for line in first if f" {name} " in line and " 600 " in line]
+        assert 0 < int(row[5]) <= 600
+    assert sum(" cpu " in line for line in first) == 2 or torch.cuda.is_available()
+    main(["--quick", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines() == first[3:]  # nothing is made twice
 
 
 def test_spearman_of_rows_against_scipy(benchmark_named):
@@ -109,7 +125,7 @@ def test_a_set_is_optimised_though_its_cost_is_known(benchmark_named, tmp_path):
 
     args = records.arguments("", benchmark.OPTIONS).parse_args(["--out", str(tmp_path)])
     bench = benchmark.Methods(records.tiny(args), records.console())
-    recipe = GradientMatchingObjective(method="dc", steps=2, bank=0, real_batch=8, lr_image=50.0)
-    key = {"method": "dc", "recipe": recipe.model_dump(mode="json"), "ipc": 1, "draw": 0}
+    recipe = GradientMatchingObjective(method="dc", guard=0, steps=2, bank=0, real_batch=8, lr_image=50.0)
+    key = {"method": "dc", "recipe": recipe.model_dump(mode="json"), "ipc": 1, "draw": 0, "levels": 0}
     bench.rows.once(bench._cost(key), lambda: {"seconds": 1.0, "fall": 1.0})
     assert bench.made("dc", recipe, 1, 0) != bench.made("random", None, 1, 0)

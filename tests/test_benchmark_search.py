@@ -8,6 +8,7 @@ import pytest
 import torch
 from tables import law_table
 
+from budgetopt import result
 from budgetopt.search.recorded import Table
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
@@ -77,7 +78,13 @@ def test_overhead_is_measured_on_a_real_search(tmp_path, script, capsys):
     main = script("overhead.py")["main"]
     main([*arguments, "--proposals", "2", "--megabytes", "20"])
     printed = capsys.readouterr().out
-    for text in ("trials: 5 on 2 workers", "beside them: ", "workers without a trial: ", "replayed, 0.2 s a proposal"):
+    for text in (
+        "trials: 5 on 2 workers",
+        "between them: ",
+        "workers without a trial: ",
+        "replayed, 0.2 s a proposal",
+        "asked ahead",
+    ):
         assert text in printed
     assert "30 finished trials" in printed
     own = [
@@ -85,3 +92,22 @@ def test_overhead_is_measured_on_a_real_search(tmp_path, script, capsys):
     ]
     assert len(own) == 2
     assert max(own) < 20  # mapped, not copied
+
+
+@pytest.mark.long
+def test_searches_beside_coresets_with_as_many_trials(tmp_path, script, capsys):
+    (tmp_path / "quick.toml").write_text('network = "convnet"\nwidth = 8\nsteps = 30\n')
+    arguments = ["--out", str(tmp_path), "--task", "digits-500", "--runs", "1", "--trials", "3", "--workers", "2"]
+    module = script("datasets.py")
+    module["main"]([*arguments, "--protocol", str(tmp_path / "quick.toml")])
+    first = capsys.readouterr().out
+    counts = {arm: module["trials_of"](tmp_path / "digits-500" / f"{arm}-0") for arm in ("ours", "random", "herding")}
+    assert counts == {"ours": 3, "random": 3, "herding": 3}
+    for selection in ("random", "herding"):
+        front = result.read(tmp_path / "digits-500" / f"{selection}-0").front
+        assert {(p.allocation.objective, p.allocation.selection) for p in front} == {("coreset", selection)}
+    assert "digits-500" in first
+    assert "minus herding" in first
+    assert (tmp_path / "digits-500.png").stat().st_size > 10_000
+    module["main"](["--out", str(tmp_path), "--runs", "1"])  # without a task nothing is searched
+    assert capsys.readouterr().out.strip() == first.partition("\n")[2].strip()

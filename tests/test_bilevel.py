@@ -22,7 +22,7 @@ from budgetopt.representation import Representation
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(network="convnet", width=4, steps=4, augment={"shift": 0.1, "rotate": 10.0})
-SMALL = BilevelObjective(method="bilevel", inner_steps=4, unroll=2, batch=16, val_batch=64, terms=4)
+SMALL = BilevelObjective(method="bilevel", guard=0, inner_steps=4, unroll=2, batch=16, val_batch=64, terms=4)
 IMPLICIT = SMALL.model_copy(update={"gradient": "implicit"})
 EXACT = Allocation(ipc=2, quantizer="none", levels=256, clipping="none")
 RIDGE, STEP = 0.1, 0.5  # of the toy problem
@@ -314,7 +314,7 @@ def test_validation_loss_of_freshly_trained_networks_falls(data, ways):
     settings = {"inner_steps": 10, "unroll": 10, "terms": 10, "batch": 50, "lr_image": 0.02, "restart": 4, **ways}
     settings |= {"lr_network": 0.5, "augment": False}
     representation = represent(data, Allocation(ipc=1, quantizer="none", levels=256, clipping="none"))
-    method = build(BilevelObjective(method="bilevel", **settings), data, representation)
+    method = build(BilevelObjective(method="bilevel", guard=0, **settings), data, representation)
     before = fresh_loss(data, representation)
     for _ in range(40):
         method.step()

@@ -4,11 +4,11 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+from command_line import command, start, wait_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from budgetopt import result
@@ -17,7 +17,6 @@ from budgetopt.search.study import load, records
 
 pytestmark = pytest.mark.long
 
-SCRIPT = str(Path(sys.executable).with_name("budgetopt"))
 PAGE = (Path(__file__).parents[1] / "examples" / "guide" / "cluster.md").read_text(encoding="utf-8")
 ENDED = ("complete", "stopped", "infeasible", "failed")
 # a process of its own, since a Ray that is connected here would be used by every other test
@@ -54,21 +53,17 @@ def cluster(monkeypatch):
 
 def test_a_search_outlives_one_of_its_machines(cluster, tmp_path):
     (tmp_path / "quick.toml").write_text('network = "convnet"\nwidth = 8\nsteps = 150\n')
-    (line,) = re.findall(r"^budgetopt search (.*)$", PAGE, re.M)
+    (line,) = re.findall(r"^budgetopt search (.*--address.*)$", PAGE, re.M)
     here = {"HEAD:6379": cluster.address, "30kb": "2kb", "200": "8", "runs/cluster": "run"}
     arguments = ["search", *(here.pop(word, word) for word in shlex.split(line))]
     assert here == {}
-    search = subprocess.Popen(
-        [SCRIPT, *arguments, "--protocol", "quick.toml", "--time-limit", "10min"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    end, run = time.monotonic() + 300, tmp_path / "run"
-    while not list((run / "trials").glob("*.bopt")) and time.monotonic() < end and search.poll() is None:
-        time.sleep(0.2)
+    search = start(*arguments, "--protocol", "quick.toml", "--time-limit", "10min", folder=tmp_path)
+    run = tmp_path / "run"
+    wait_for(lambda: list((run / "trials").glob("*.bopt")), search)
     cluster.stdin.write("kill\n")
     cluster.stdin.flush()
     assert cluster.stdout.readline().strip() == "removed"
-    printed, _ = search.communicate(timeout=600)
+    printed = "".join(search.communicate(timeout=600))
     assert search.returncode == 0, printed
     assert "workers: 2 (CPU)" in printed  # as many as the cluster had cores
     ended = [r for r in records(load(RunFolder(run).study)) if r.state in ENDED]
@@ -82,10 +77,7 @@ def test_a_search_outlives_one_of_its_machines(cluster, tmp_path):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "somewhere", "127.0.0.1:99999"])
 def test_an_address_where_nobody_answers_ends_in_one_line(address, tmp_path):
-    done = subprocess.run(
-        [SCRIPT, "search", "--budget", "2kb", "--address", address, "--out", "run"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = command("search", "--budget", "2kb", "--address", address, "--out", "run", folder=tmp_path, check=False)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert repr(address) in line

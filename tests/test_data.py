@@ -35,7 +35,6 @@ def test_digits_sizes(digits):
     assert digits.spec.shape == (1, 8, 8)
     assert digits.spec.classes == 10
     assert digits.spec.values == 64
-    assert digits.spec.is_image
     assert digits.spec.protocol == "glyph-1"
     assert digits.train.x.dtype == np.uint8
     assert digits.train.x.max() == 16

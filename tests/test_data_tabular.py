@@ -13,6 +13,7 @@ from budgetopt import api, cli
 from budgetopt.data import Dataset, open_source
 from budgetopt.data.tabular import Tabular
 from budgetopt.errors import InputError
+from budgetopt.packing import TablePreparation
 
 
 def columns(n=60, seed=0, **changes):
@@ -20,7 +21,7 @@ def columns(n=60, seed=0, **changes):
     rng = np.random.default_rng(seed)
     whole = {
         "height": rng.normal(size=n).astype(np.float32),
-        "count": rng.integers(-5, 300, n) + 0.5,
+        "count": rng.integers(-5, 30, n) + 0.5,
         "open": rng.random(n) < 0.5,
         "kind": np.arange(n) % 3,
     }
@@ -109,11 +110,11 @@ def test_reading_one_part_needs_no_other(tmp_path):
 
 def test_training_part_is_read_once_for_its_own_arrays(tmp_path, monkeypatch):
     """The test part's file is not opened before it is asked for."""
-    from budgetopt.data import tabular
+    from budgetopt.data import table_files
 
     opened = []
-    real = tabular._read
-    monkeypatch.setattr(tabular, "_read", lambda path, names: (opened.append(path.name), real(path, names))[1])
+    real = table_files.read
+    monkeypatch.setattr(table_files, "read", lambda path, *names: (opened.append(path.name), real(path, *names))[1])
     source = open_source(folder(tmp_path / "d"))
     source.train_arrays()
     assert set(opened) == {"train.parquet"}
@@ -168,8 +169,11 @@ def test_classes_are_the_sorted_distinct_labels(tmp_path, label, classes):
     wanted = [classes.index(value) for value in listed]
     assert source.train_arrays()[1].tolist() == wanted
     assert source.test_arrays()[1].tolist() == wanted[:12]
-    said = f"classes 0..{len(classes) - 1} are {', '.join(map(str, classes))}; packed files know the numbers only"
-    assert (said in source.notes) == (classes not in ([0, 1], [0, 1, 2]))
+    fitted = source.fitted(lambda y: np.arange(len(y)))
+    named = classes not in ([0, 1], [0, 1, 2])
+    said = f"classes 0..{len(classes) - 1} are {', '.join(map(str, classes))}; the packed file names them"
+    assert (said in fitted.notes) == named
+    assert fitted.preparation == (TablePreparation((), tuple(classes)) if named else None)
 
 
 def test_named_label(tmp_path):
@@ -218,8 +222,10 @@ def test_text_labels_need_the_training_part(tmp_path):
 @pytest.mark.parametrize(
     ("column", "words"),
     [
-        (np.array(["a", "b"] * 30), ("column 'bad' is text", "vocabulary")),
-        (pa.array(["a", "b"] * 30).dictionary_encode(), ("column 'bad' is text",)),
+        (np.array(["1.5", "b"] * 30), ("column 'bad' is 'b' in row 1", "must hold numbers")),
+        (pa.array([None] * 60), ("column 'bad' holds no value at all",)),
+        (pa.array([b"\xff"] * 60), ("column 'bad' holds bytes that are not text in UTF-8",)),
+        (pa.array([{"u": 1}] * 60), ("column 'bad' is of type struct",)),
         (pa.array([1.5, None, 2.0] * 20), ("column 'bad' lacks 20 values",)),
         (np.array([1.5, np.nan] * 30), ("column 'bad' lacks 30 values",)),
         (np.array([1.5, np.inf, 2.0] * 20), ("column 'bad' is inf in row 1", "float32")),
@@ -292,9 +298,9 @@ def test_damaged_parquet_is_one_line_or_right(tmp_path):
 
 
 def test_rows_that_a_few_bytes_claim(tmp_path, monkeypatch):
-    from budgetopt.data import tabular
+    from budgetopt.data import table_files
 
-    monkeypatch.setattr(tabular, "MOST_VALUES", 200)
+    monkeypatch.setattr(table_files, "MOST_VALUES", 200)
     refused(lambda: open_source(folder(tmp_path / "d")).train_arrays(), "60 rows of 4 columns are too many")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sets import coded_by, coder_name, packed_set, quickly_packed, sealed
+from sets import coded_by, coder_name, packed_set, quickly_packed, sealed, table_preparation
 from variants import label, one_of_each, packed_variant, plain_case
 
 from budgetopt.packing import (
@@ -30,7 +30,9 @@ from budgetopt.packing import (
     unpack,
 )
 from budgetopt.packing.coders import CODERS
-from budgetopt.packing.container import FORMAT_VERSION
+from budgetopt.packing.container import FORMAT_VERSION, header
+from budgetopt.packing.log_mel import LogMel
+from budgetopt.packing.resized import Resized
 from budgetopt.packing.soft_labels import SoftLabels
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -96,7 +98,7 @@ def sets_of_version_1():
 def files_of_this_version():
     """{name: bytes}: every kind of dequantizer and transform; every coder, on pictures and on columns; every flag."""
     found = {re.sub(r"[^a-z0-9.]+", "-", label(*case)): quickly_packed(packed_variant(*case)) for case in one_of_each()}
-    for name in ("digits", "columns"):
+    for name in ("digits", "columns", "voxels"):
         packed = packed_variant(*plain_case(name))
         for coder in CODERS.values():
             if coder.supports(packed.dequantizer.levels, packed.domain):
@@ -105,7 +107,12 @@ def files_of_this_version():
     sure = np.where(np.arange(len(plain.counts)) == plain.labels()[:, None], 5.0, 1.0)
     found["soft-labels"] = quickly_packed(replace(plain, soft=SoftLabels.nearest(sure / sure.sum(1, keepdims=True), 3)))
     own = {"protocol": b'{"network":"mlp"}', "mean": np.float32([1 / 3]), "std": np.float32([2 / 3])}
+    table = replace(packed_variant(*plain_case("columns")), preparation=table_preparation())
+    found["table"] = quickly_packed(table)
     found["own-protocol"] = quickly_packed(replace(plain, **own))
+    how = LogMel(8000, 300, 150, 60, 4000, 60, *plain.shape[1:])
+    found["log-mel"] = quickly_packed(replace(plain, preparation=how))
+    found["resized"] = quickly_packed(replace(plain, preparation=Resized(1, 8, 8, "bicubic")))
     return found
 
 
@@ -113,6 +120,7 @@ def kinds(data):
     """What a file has an example of."""
     packed = unpack(data)
     flags = {f"flag {1 << bit}" for bit in range(8) if data[4] >> bit & 1}
+    flags |= {f"{len(packed.shape)} axes", f"preparation {packed.preparation and packed.preparation.kind}"}
     return {type(packed.dequantizer).__name__, type(packed.inverse).__name__, coder_name(data), *flags}
 
 
@@ -136,7 +144,9 @@ def record(data):
         "coder": coder_name(data),
         "sections": [list(part) for part in sections(data)],
         "symbols": packed.symbols.tobytes().hex(),
+        **({} if packed.preparation is None else {"preparation": repr(packed.preparation)}),
         **({} if soft is None else {"targets": soft.astype("<f4").tobytes().hex()}),
+        **({} if packed.preparation is None else {"preparation": repr(packed.preparation)}),
     }
 
 
@@ -203,7 +213,9 @@ def test_files_of_this_version_have_one_of_everything_that_is_registered(tmp_pat
     assert reached == set(families.QUANTIZERS)
     assert {unpack(p.read_bytes()).inverse.family for p in paths} == set(families.TRANSFORMS)
     assert {coder.name for coder in CODERS.values()} <= found
-    assert {f"flag {1 << bit}" for bit in range(5)} <= found
+    assert {f"flag {1 << bit}" for bit in range(6)} <= found
+    assert {f"preparation {kind}" for kind in families.PREPARATIONS} <= found
+    assert {"1 axes", "3 axes", "4 axes"} <= found
     paths[0].write_bytes(b"mine")
     write(tmp_path)
     assert paths[0].read_bytes() == b"mine"
@@ -230,6 +242,13 @@ def test_packing_again_gives_the_golden_bytes(path):
     """Where `pack` chooses the coder itself; a file by another coder is packed as the one by the shortest."""
     data, again = path.read_bytes(), pack(unpack(path.read_bytes()))
     assert again == data or (coder_name(again) != coder_name(data) and len(again) <= len(data))
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=lambda p: p.stem)
+def test_the_header_written_again_is_the_golden_one(path):
+    """Whatever coder its symbols have."""
+    data = path.read_bytes()
+    assert data[4:].startswith(header(unpack(data)))
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p not in CURRENT], ids=lambda p: p.stem)

@@ -24,7 +24,7 @@ from budgetopt.seeding import generator
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(network="convnet", width=4, steps=4, augment={"shift": 0.1, "rotate": 10.0})
-DC = GradientMatchingObjective(method="dc", bank=3, real_batch=16, lr_image=0.5)
+DC = GradientMatchingObjective(method="dc", guard=0, bank=3, real_batch=16, lr_image=0.5)
 DSA = DC.model_copy(update={"method": "dsa"})
 LIVE = DSA.model_copy(update={"bank": 0})
 LONG = LIVE.model_copy(update={"outer": 3, "inner": 4, "lr_network": 0.1})

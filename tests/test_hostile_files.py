@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sets import coded_by, coder_name, head_of, packed_set, quickly_packed, sealed
+from sets import coded_by, coder_name, head_of, packed_set, quickly_packed, sealed, table_preparation
 from variants import label, one_of_each, packed_variant, plain_case
 
 from budgetopt.errors import PackedFileError
@@ -35,6 +35,8 @@ from budgetopt.packing.errors import (
     UnsupportedVersion,
 )
 from budgetopt.packing.inverse_resize import Resize
+from budgetopt.packing.log_mel import LogMel
+from budgetopt.packing.resized import FILTERS, Resized
 
 
 def u(value):
@@ -71,6 +73,19 @@ def crafted(version=FORMAT_VERSION, **changes):
     return sealed(b"".join((fields | changes).values()), version)
 
 
+def log_mel(rate=8000, window=100, hop=50, lowest=60, highest=4000, floor=60):
+    return b"\x01" + u(rate) + u(window) + u(hop) + u(lowest) + u(highest) + bytes([floor])
+
+
+def prepared(preparation, mels=2, frames=3):
+    """A file of one spectrogram whose preparation is these bytes."""
+    statistics = np.array([0.0, 1.0], "<f2").tobytes() + preparation
+    shape, counts = u(1) + u(mels) + u(frames), u(1)
+    return crafted(
+        flags=b"\x21", axes=b"\x03", shape=shape, classes=u(1), counts=counts, statistics=statistics, payload=b"\xa4"
+    )
+
+
 def small_files():
     symbols = np.random.default_rng(0).integers(0, 5, (6, 3, 2, 3)).astype(np.uint8)
     symbols[symbols > 2] = 0
@@ -84,12 +99,15 @@ def small_files():
     yield "apot", coded_by(CODERS[1], apot)
     yield "inline", coded_by(CODERS[1], inline)
     yield "raw", coded_by(CODERS[0], raw)
+    yield "prepared", prepared(log_mel())
+    yield "table", coded_by(CODERS[0], replace(packed_variant(*plain_case("columns")), preparation=table_preparation()))
 
 
 FILES = dict(small_files())
 # one of each family, transform and coder that is registered
 REAL = {label(*case): quickly_packed(packed_variant(*case)) for case in one_of_each()}
-SHAPES = {name: packed_variant(*plain_case(name)) for name in ("digits", "columns")}
+REAL["table"] = FILES["table"]
+SHAPES = {name: packed_variant(*plain_case(name)) for name in ("digits", "columns", "voxels")}
 REAL |= {
     f"{coder.name} of {name}": coded_by(coder, packed)
     for name, packed in SHAPES.items()
@@ -349,7 +367,7 @@ def test_the_crafted_file_is_valid():
         {"flags": b"\x81"},
         {"axes": b"\x00"},
         {"axes": b"\x02", "shape": u(2) * 2},
-        {"axes": b"\x04", "shape": u(1) * 4},
+        {"axes": b"\x05", "shape": u(1) * 5},
         {"shape": u(0)},
         {"shape": u((1 << 20) + 1)},
         {"shape": b"\xff" * 12},
@@ -396,6 +414,7 @@ def test_bad_header(version, changes):
     "changes",
     [
         *({"flags": bytes([1 << bit | 1])} for bit in range(3, 8)),
+        {"axes": b"\x04", "shape": u(1) * 4},
         *({"families": bytes([transform << 4])} for transform in range(2, 16)),
         *({"families": bytes([quantizer])} for quantizer in range(2, 16)),
         *({"coder": bytes([coder])} for coder in range(2, 256)),
@@ -403,7 +422,7 @@ def test_bad_header(version, changes):
     ids=lambda changes: ", ".join(f"{k} {v.hex()}" for k, v in changes.items()),
 )
 def test_what_later_versions_added_is_unknown_in_version_1(changes):
-    with pytest.raises(BadHeader, match="unknown"):
+    with pytest.raises(BadHeader, match=r"unknown|1 or 3 axes, got 4"):
         read(crafted(1, **changes))
 
 
@@ -415,11 +434,11 @@ def test_a_family_of_a_later_version_is_refused_in_version_1(name):
     known = (
         packed.inverse.family in (0, 1) and packed.dequantizer.family in (0, 1) and coder_name(data) in ("raw", "range")
     )
-    if known and data[4] < 8:
+    if known and data[4] < 8 and len(packed.shape) != 4:
         assert np.array_equal(unpack(older).symbols, packed.symbols)
         assert header(unpack(older)) == header(packed)
     else:
-        with pytest.raises(BadHeader, match="unknown"):
+        with pytest.raises(BadHeader, match=r"unknown|1 or 3 axes, got 4"):
             unpack(older)
 
 
@@ -434,9 +453,33 @@ def test_unknown_families_coders_and_flags():
     for ident in set(range(256)) - set(CODERS):
         with pytest.raises(BadHeader, match="unknown coder"):
             read(crafted(coder=bytes([ident])))
-    for flag in (32, 64, 128):
+    for kind in set(range(256)) - set(families.PREPARATIONS):
+        with pytest.raises(BadHeader, match=f"unknown preparation {kind}"):
+            read(prepared(bytes([kind])))
+    for flag in (64, 128):
         with pytest.raises(BadHeader, match="unknown flags"):
             read(crafted(flags=bytes([flag | 1])))
+    for ident in set(range(256)) - set(families.PREPARATIONS):
+        with pytest.raises(BadHeader, match=f"unknown preparation {ident}"):
+            read(crafted(flags=b"\x21", families=bytes([ident, 0])))
+
+
+def test_preparation_of_pictures():
+    """Every byte after kind 3: a known filter of samples that are pictures of 1 or 3 channels, or a named error."""
+    plain = packed_variant(*plain_case("digits"))
+    file = bytearray(quickly_packed(replace(plain, preparation=Resized(1, 8, 8, FILTERS[0]))))
+    names, sizes = zip(*sections(bytes(file)), strict=True)
+    at = sum(sizes[: names.index("preparation")]) + 1  # after the kind
+    for value in range(256):
+        file[at] = value
+        whole = sealed(bytes(file[4:-4]))
+        if value < len(FILTERS):
+            assert read(whole).preparation == Resized(1, 8, 8, FILTERS[value])
+        else:
+            with pytest.raises(BadHeader, match=f"unknown resampling filter {value}"):
+                read(whole)
+    with pytest.raises(BadHeader, match="no pictures that were resized"):
+        read(crafted(flags=b"\x21", families=b"\x03\x00\x00"))
 
 
 @pytest.mark.parametrize(
@@ -451,6 +494,62 @@ def test_unknown_families_coders_and_flags():
 def test_header_longer_than_the_file(changes):
     with pytest.raises(Truncated, match="are left"):
         read(crafted(**changes))
+
+
+def test_preparation_of_recordings():
+    how = read(prepared(log_mel(floor=255))).preparation
+    assert how == LogMel(8000, 100, 50, 60, 4000, 255, 2, 3)
+    assert how.prepare(np.ones(400), 8000).shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rate": 999},
+        {"rate": 384_001},
+        {"window": 1},
+        {"window": (1 << 13) + 1},
+        {"hop": 0},
+        {"hop": (1 << 13) + 1},
+        {"lowest": 4000},
+        {"highest": 4001},
+        {"floor": 0},
+    ],
+    ids=str,
+)
+def test_bad_preparation_of_recordings(changes):
+    with pytest.raises(BadHeader):
+        read(prepared(log_mel(**changes)))
+
+
+@pytest.mark.parametrize(("mels", "frames"), [(257, 1), (1, (1 << 20) - 1), (0, 3)])
+def test_spectrograms_that_are_too_large(mels, frames):
+    with pytest.raises(BadHeader):
+        read(prepared(log_mel(), mels, frames))
+
+
+def test_the_costliest_preparation_takes_bounded_time_and_memory():
+    how = LogMel(384_000, 1 << 13, 512, 0, 192_000, 255, 256, 1 << 11)
+    tracemalloc.start()
+    try:
+        made = how.prepare(np.ones(1000), 1001)  # rates without a common divisor
+        assert tracemalloc.get_traced_memory()[1] < 400 << 20
+    finally:
+        tracemalloc.stop()
+    assert made.shape == (1, 256, 1 << 11)
+
+
+@pytest.mark.parametrize("axes", [1, 4])
+def test_only_pictures_of_one_channel_are_spectrograms(axes):
+    with pytest.raises(BadHeader, match="mels, frames"):
+        read(
+            crafted(
+                flags=b"\x21",
+                axes=bytes([axes]),
+                shape=u(1) * axes,
+                statistics=np.array([0.0, 1.0], "<f2").tobytes() + log_mel(),
+            )
+        )
 
 
 @pytest.mark.parametrize("channels", [3, 1 << 10])

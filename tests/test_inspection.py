@@ -1,11 +1,8 @@
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 from sets import packed_set
 
-from budgetopt import inspection, load
+from budgetopt import inspection
 from budgetopt.errors import InputError, PackedFileError
 from budgetopt.packing import UniformLevels, pack, unpack_file
 from budgetopt.protocol import Protocol
@@ -73,49 +70,7 @@ def test_bits_a_value_are_those_of_the_payload():
     assert dict(facts)["bits a value"] == f"{8 * payload / (40 * 64):.3f} coded, 2.000 nominal"
 
 
-@pytest.mark.parametrize("name", DATA)
-def test_npz_holds_what_load_gives(tmp_path, name):
-    (tmp_path / "a.bopt").write_bytes(DATA[name])
-    loaded = load(tmp_path / "a.bopt")
-    with np.load(io.BytesIO(inspection.export(DATA[name], "npz")), allow_pickle=False) as archive:
-        assert sorted(archive.files) == ["mean", "std", "x", "y"]
-        for key, expected in zip("xy", (loaded.samples, loaded.labels), strict=True):
-            np.testing.assert_array_equal(archive[key], expected)
-            assert archive[key].dtype == expected.dtype
-        np.testing.assert_array_equal(archive["mean"], loaded.mean)
-        np.testing.assert_array_equal(archive["std"], loaded.std)
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "tile"),
-    [("digits", "L", (91, 91)), ("colour", "RGB", (171, 27)), ("features", "L", (20, 13))],
-)
-def test_png_is_a_picture_of_sane_size(name, mode, tile):
-    data = inspection.export(DATA[name], "png")
-    assert data.startswith(b"\x89PNG\r\n\x1a\n")
-    image = Image.open(io.BytesIO(data))
-    image.verify()
-    assert image.mode == mode
-    zoom = image.width // tile[0]
-    assert image.size == (tile[0] * zoom, tile[1] * zoom)
-    assert 240 <= image.width <= 720
-
-
-def test_samples_that_are_no_pictures():
-    with pytest.raises(InputError, match=r"\(2, 4, 4\) are no pictures: export --to npz"):
-        inspection.export(pack(packed((2, 4, 4))), "png")
-
-
-@pytest.mark.parametrize("to", ["jpeg", "", "NPZ"])
-def test_unknown_formats(to):
-    with pytest.raises(InputError, match=f"cannot export to '{to}': known are npz, png"):
-        inspection.export(DATA["digits"], to)
-
-
-@pytest.mark.parametrize("to", ["npz", "png"])
-def test_damaged_files(to):
-    with pytest.raises(PackedFileError):
-        inspection.export(DATA["digits"][:-1], to)
+def test_damaged_files():
     with pytest.raises(PackedFileError):
         inspection.describe(DATA["digits"][:-1])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from budgetopt import methods, trial
 from budgetopt.allocation import Allocation
@@ -15,6 +16,7 @@ from budgetopt.methods import cache, target_bank
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.coreset import Refinement
 from budgetopt.methods.distribution_matching import DistributionMatching
+from budgetopt.methods.guarded import Guarded, clearly_more
 from budgetopt.methods.selection import Selector, herding_order
 from budgetopt.methods.target_bank import Condition, TargetBank, class_means, real_means
 from budgetopt.objective import (
@@ -27,18 +29,20 @@ from budgetopt.objective import (
 )
 from budgetopt.packing import pack, unpack
 from budgetopt.protocol import Protocol
-from budgetopt.representation import Representation
+from budgetopt.representation import InitialSet, Representation
 from budgetopt.seeding import generator
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(network="convnet", width=4, steps=4, augment={"shift": 0.1, "rotate": 10.0})
 CORESET = CoresetObjective(method="coreset", steps=4, lr_image=0.05)
-BANKED = DistributionMatchingObjective(method="dm", steps=4, bank=3, real_batch=16)
-LIVE = DistributionMatchingObjective(method="dm", steps=4, bank=0, real_batch=16)
-GRADIENTS = GradientMatchingObjective(method="dc", steps=4, bank=3, real_batch=16, lr_image=0.5)
+BANKED = DistributionMatchingObjective(method="dm", guard=0, steps=4, bank=3, real_batch=16)
+LIVE = DistributionMatchingObjective(method="dm", guard=0, steps=4, bank=0, real_batch=16)
+GRADIENTS = GradientMatchingObjective(method="dc", guard=0, steps=4, bank=3, real_batch=16, lr_image=0.5)
 EXPERTS = {"experts": 2, "expert_epochs": 2, "expert_steps": 3, "max_start": 1}
-TRAJECTORIES = TrajectoryMatchingObjective(method="mtt", steps=4, student_steps=3, **EXPERTS)
-BILEVEL = BilevelObjective(method="bilevel", steps=4, inner_steps=10, restart=2, batch=20, val_batch=64, lr_image=0.1)
+TRAJECTORIES = TrajectoryMatchingObjective(method="mtt", guard=0, steps=4, student_steps=3, **EXPERTS)
+BILEVEL = BilevelObjective(
+    method="bilevel", guard=0, steps=4, inner_steps=10, restart=2, batch=20, val_batch=64, lr_image=0.1
+)
 OBJECTIVES = {
     "coreset": CORESET,
     "dm with bank": BANKED,
@@ -49,7 +53,8 @@ OBJECTIVES = {
     "mtt": TRAJECTORIES,
     "mtt unrolled": TRAJECTORIES.model_copy(update={"exact": True}),
     "dm, then refined": BANKED.model_copy(update={"steps": 1, "refine_steps": 3, "lr_refine": 0.05}),
-    "datm": DifficultyAlignedObjective(method="datm", steps=4, student_steps=3, first_max_start=1, **EXPERTS),
+    "dm, guarded": BANKED.model_copy(update={"guard": 0.5}),
+    "datm": DifficultyAlignedObjective(method="datm", guard=0, steps=4, student_steps=3, first_max_start=1, **EXPERTS),
     "bilevel": BILEVEL,
     "bilevel, implicit": BILEVEL.model_copy(update={"gradient": "implicit", "terms": 3, "restart": 3}),
 }
@@ -481,3 +486,65 @@ def test_a_trial_takes_the_steps_of_refinement_too(digits):
     context = trial.TrialContext(digits.train, digits.val, digits.spec, PROTOCOL, objectives)
     reports = list(trial.run(context, Allocation("dm", ipc=1, levels=4), CPU))
     assert [report.step for report in reports] == [2, 4, 6]
+
+
+# --- never worse than the start --------------------------------------------------------------------------------------
+
+
+def test_a_set_that_got_worse_is_put_back_to_its_start(data):
+    """Steps that are far too long leave noise."""
+    objective = LIVE.model_copy(update={"steps": 3, "lr_image": 300.0, "guard": 0.5})
+    learning = replace(data, protocol=Protocol(network="convnet", width=8, steps=120))
+    start = pack(represent(data).packed())
+    representation, method = prepared(objective, learning)
+    for _ in range(2):
+        method.step()
+    assert pack(representation.packed()) != start
+    method.step()
+    assert pack(representation.packed()) == start
+    representation, method = prepared(objective.model_copy(update={"guard": 0.0}), learning)
+    for _ in range(3):
+        method.step()
+    assert pack(representation.packed()) != start
+
+
+def test_a_set_that_got_better_is_kept(digits):
+    """From noise, which teaches nothing."""
+    noise = np.random.default_rng(0).uniform(0, 16, (20, 1, 8, 8)).astype(np.float32)
+    protocol = Protocol(network="convnet", width=8, steps=120)
+    packed = {}
+    for guard in (0.0, 0.5):
+        objectives = {"dm": LIVE.model_copy(update={"steps": 60, "lr_image": 1.0, "guard": guard})}
+        initial = InitialSet(noise, (2,) * 10)
+        context = trial.TrialContext(digits.train, digits.val, digits.spec, protocol, objectives, init=initial)
+        packed[guard] = list(trial.run(context, Allocation("dm", ipc=2, levels=8), CPU))[-1]
+    assert packed[0.0].data == packed[0.5].data
+    assert packed[0.5].evaluation.accuracy > 0.3
+
+
+def test_samples_of_the_start_do_not_judge_it(data):
+    representation = represent(data)
+    guarded = Guarded(None, 1, 0.5, data, representation, generator("test"))
+    tested = guarded._tested(0)
+    held = {sample.tobytes() for sample in representation.initial.x}
+    assert len(held) == 20
+    assert not held & {sample.astype(np.float32).tobytes() for sample in tested.x}
+    equal = sum(sample.astype(np.float32).tobytes() in held for sample in data.train.x)
+    assert len(tested) == len(data.train) - equal
+    everything = Split(representation.initial.x, representation.labels.numpy())
+    assert len(Guarded(None, 1, 0.5, replace(data, train=everything), representation, None)._tested(0)) == 20
+
+
+@pytest.mark.parametrize("n", [60, 400])
+def test_clearly_more_is_the_sign_test(n):
+    """Against scipy's exact test, away from its threshold of 16 % (one deviation)."""
+    rng = np.random.default_rng(n)
+    outcomes = set()
+    for share in np.repeat(np.linspace(0.3, 0.9, 7), 20):
+        first, second = rng.random((2, n)) < np.array([[share], [0.6]])
+        differ = first != second
+        p = binomtest(int(first[differ].sum()), int(differ.sum()), alternative="greater").pvalue if differ.any() else 1
+        if p < 0.1 or p > 0.25:
+            assert clearly_more(first, second) == (p < 0.1)
+            outcomes.add(p < 0.1)
+    assert outcomes == {True, False}

@@ -273,7 +273,7 @@ def test_weight_is_relative_to_the_first_loss(data):
     found = {}
     for weight in (0.0, 0.7):
         representation = represent(data, rate_weight=weight)
-        objective = DistributionMatchingObjective(method="dm", bank=0, real_batch=8, momentum=0.0)
+        objective = DistributionMatchingObjective(method="dm", guard=0, bank=0, real_batch=8, momentum=0.0)
         method = methods.build(objective, data, representation, generator("rate", 0))
         first = method.step()
         found[weight] = representation.latent.grad
@@ -284,7 +284,7 @@ def test_weight_is_relative_to_the_first_loss(data):
     assert torch.allclose(found[0.7], expected, rtol=1e-4, atol=1e-6)
 
 
-MATCHING = DistributionMatchingObjective(method="dm", steps=30, bank=0, real_batch=16)
+MATCHING = DistributionMatchingObjective(method="dm", guard=0, steps=30, bank=0, real_batch=16)
 APOT = {"quantizer": "apot", "levels": 7, "clipping": "half", "transform": "standardize"}
 REFINEMENT = CoresetObjective(method="coreset", steps=40, lr_image=0.01)
 

@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,13 @@ def test_front_table(result):
     assert sum(row.startswith("best") for row in rows) == 1
 
 
+def test_a_member_that_was_fine_tuned_says_from_what(result):
+    child = replace(result.front[0], parent=7, total_steps=1200, dominated_on_test=True)
+    rows = [" ".join(line.split()) for line in printed(front_table(replace(result, front=[child]))).splitlines()]
+    assert rows[1].endswith(f"{child.allocation}, from trial 7, 1,200 steps in all (dominated on test)")
+    assert "from trial" not in printed(front_table(result))
+
+
 def test_half_width_is_not_clipped(result):
     near_one = point(500, 0.995, half=0.02)
     shown = Result(FOLDER, Budget(30_000), "digits", "glyph-1", [near_one], near_one, {}, 7, 0.625)
@@ -183,6 +191,20 @@ def test_closing_lines(result):
 # ----------------------------------------------------------------------------------------------------------------------
 # files
 # ----------------------------------------------------------------------------------------------------------------------
+def test_macro_f1_stands_beside_accuracy_where_classes_are_unequal(result):
+    front = [replace(p, macro_f1=p.accuracy - 0.123) for p in result.front]
+    references = {"all data": result.references["all data"] | {"macro_f1": 0.876}}
+    shown = replace(result, front=front, best=front[2], references=references, class_counts=(10, 20, 15))
+    lines = printed(front_table(shown)).splitlines()
+    assert "test accuracy  macro-F1  validation" in lines[0]
+    assert "50.0% ± 2.0%     37.7%" in lines[1]
+    assert "87.6%" in lines[-1]
+    assert "macro-F1" not in printed(front_table(replace(shown, class_counts=(10, 19, 15))))
+    assert "macro-F1" not in printed(front_table(replace(shown, class_counts=())))
+    rows = list(csv.DictReader(io.StringIO(front_csv(shown))))
+    assert [float(row["macro_f1"]) for row in rows] == pytest.approx([0.377, 0.677, 0.777, 0.876])
+
+
 def test_front_csv(result):
     rows = list(csv.DictReader(io.StringIO(front_csv(result))))
     assert [row["bytes"] for row in rows] == ["100", "1000", "20000", "64000", "17000", ""]

@@ -246,6 +246,35 @@ def test_rungs_of_stopped_trials_teach():
     assert finished < bad < good - 0.1
 
 
+def test_rungs_of_children_are_their_own():
+    """Sets made anew gain much after their first rung, children little: the same stopped rung says more of a child."""
+
+    def expected(child):
+        study = searched(RateDistortionSampler(shared_problem()), 0, 3)
+
+        def add(ipc, child, state, *accuracies):
+            attributes = {"allocation": Allocation("dm", "random", ipc, levels=4).to_dict(), "reason": "stopped"}
+            if child:
+                attributes["parent"] = {"trial": 0, "file": "a.bopt", "steps": 9}
+            held = {"step": 1, "bytes": 500, "samples": 10 * ipc, "error": 0.02}
+            attributes |= {f"rung/{i}": held | {"accuracy": a} for i, a in enumerate(accuracies)}
+            values = [9.0, accuracies[-1]] if state == TrialState.COMPLETE else None
+            study.add_trial(create_trial(state=state, values=values, user_attrs=attributes))
+
+        for ipc in (2, 3, 40, 50):
+            add(ipc, False, TrialState.COMPLETE, 0.4, 0.9)
+            add(ipc + 4, True, TrialState.COMPLETE, 0.88, 0.9)
+        for ipc in (10, 11, 12):
+            add(ipc, child, TrialState.PRUNED, 0.5)
+        view = RateDistortionSampler(shared_problem()).view(study, -1)
+        points, ipc = view.candidates()
+        kinds = [view.table.kinds[k] for k in points.kind]
+        mine = np.array([k.objective == "dm" and k.levels == 4 for k in kinds]) & (ipc > 8) & (ipc < 15)
+        return view.model.predict(points[mine]).accuracy.mean()
+
+    assert expected(child=True) < expected(child=False) - 0.01  # were they pooled, there would be no difference
+
+
 def test_an_exhausted_space_falls_back():
     narrow = SearchSpace(
         selection=("random",),

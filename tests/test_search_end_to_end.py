@@ -1,12 +1,10 @@
-"""Whole runs of the command line on real digits, one killed and resumed, with real processes and real signals."""
+"""Whole runs of the command line on real digits, with real processes."""
 
 import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,71 +12,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from command_line import QUICK, SCRIPT, alive, command, quick_protocol, start
 
 import budgetopt
 from budgetopt import api, result
-from budgetopt.errors import InputError
 from budgetopt.front import non_dominated
-from budgetopt.search.folder import RunFolder
 from budgetopt.search.study import load as load_study
-from budgetopt.search.study import record, records
+from budgetopt.search.study import records
 
 pytestmark = pytest.mark.long
-
-# A protocol that trains in a tenth of a second; nothing else about the runs is smaller than life.
-QUICK = """network = "convnet"
-width = 8
-steps = 30
-search_seeds = 2
-augment = { shift = 0.1 }
-"""
-SLOW = QUICK.replace("steps = 30", "steps = 150")
-SCRIPT = str(Path(sys.executable).with_name("budgetopt"))
-
-
-def command(*arguments, folder, check=True):
-    done = subprocess.run([SCRIPT, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=900)
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def start(*arguments, folder):
-    return subprocess.Popen(
-        [SCRIPT, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-def quick_protocol(folder, text=QUICK):
-    path = folder / "quick.toml"
-    path.write_text(text)
-    return path
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")
-
-
-def states(run):
-    return [r.state for r in records(load_study(run / "study.db"))]
-
-
-def running(run):
-    """Trials that run now; none while there is no study yet."""
-    try:
-        return [r for r in records(load_study(run / "study.db")) if r.state == "running"]
-    except InputError:
-        return []
-
-
-def finished_files(run):
-    return list((run / "trials").glob("*.bopt"))
 
 
 def scratch_folders(process):
@@ -104,20 +46,8 @@ def finished(tmp_path_factory):
     out, err = search.communicate()
     assert search.returncode == 0, out + err
     assert len(scratch) == 1  # it had one while it ran
-    left = [pid for pid, created in children if _alive(pid, created)]
+    left = [pid for pid, created in children if alive(pid, created)]
     return {"run": folder / "run", "out": out, "err": err, "left": left, "scratch": scratch_folders(search)}
-
-
-def _alive(pid, created):
-    for _ in range(50):
-        try:
-            process = psutil.Process(pid)
-            if process.create_time() != created or process.status() == psutil.STATUS_ZOMBIE:
-                return False
-        except psutil.NoSuchProcess:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_search_prints_its_plan_and_only_its_own_lines(finished):
@@ -151,7 +81,7 @@ def test_run_folder_holds_all_that_is_promised(finished):
 def test_explain_reads_any_run_and_writes_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished["run"].rglob("*") if "study.db" not in path.name}
     found = api.explain(finished["run"])
-    assert found.trials == states(finished["run"]).count("complete")
+    assert found.trials == sum(r.state == "complete" for r in records(load_study(finished["run"] / "study.db")))
     assert {law.method for law in found.laws} == {"coreset", "dm"}
     accuracies = [spot.accuracy for spot in found.spots]
     assert accuracies == sorted(accuracies)
@@ -263,156 +193,6 @@ def test_one_worker_repeats_the_whole_sequence(tmp_path):
     assert any(a is not None and a.objective == "coreset" for _, a, _, _ in sequences[0])  # always in the space
     first, second = (result.read(tmp_path / name) for name in ("first", "second"))
     assert [p.accuracy for p in first.front] == [p.accuracy for p in second.front]
-
-
-def test_kill_of_the_driver_loses_no_finished_trial(tmp_path):
-    run = tmp_path / "run"
-    arguments = ("search", "--budget", "2kb", "--trials", 7, "--workers", 2, "--out", "run", "--time-limit", "10min")
-    search = start(*arguments, "--protocol", quick_protocol(tmp_path, SLOW), folder=tmp_path)
-    wait_for(lambda: len(finished_files(run)) >= 2 and "complete" in states(run))
-    search.send_signal(signal.SIGKILL)
-    search.communicate()
-    before = [r for r in records(load_study(run / "study.db")) if r.state in ("complete", "stopped")]
-    assert before
-    resumed = command("resume", "run", folder=tmp_path)
-    assert "Pareto front" in resumed.stdout
-    after = records(load_study(run / "study.db"))
-    assert [after[r.number] for r in before] == before
-    ended = [r for r in after if r.state in ("complete", "stopped", "infeasible", "failed")]
-    assert len(ended) == 7
-    assert len({r.allocation for r in ended}) == 7  # nothing is counted twice
-    interrupted = [r.number for r in after if r.state == "interrupted"]
-    again = [t.user_attrs["restart_of"] for t in load_study(run / "study.db").trials if "restart_of" in t.user_attrs]
-    assert sorted(again) == interrupted  # each is in the queue again, once; it waits its turn behind the design
-    assert "running" not in states(run)
-
-
-@pytest.mark.parametrize("kind", ["journal", "postgresql"])
-def test_kill_of_a_run_whose_study_is_elsewhere(kind, tmp_path, request, monkeypatch):
-    url = request.getfixturevalue("postgresql") if kind == "postgresql" else f"journal:///{tmp_path}/runs.journal"
-    monkeypatch.setenv("BUDGETOPT_STORAGE", url)  # which has the password; the folder does not
-    search = start(
-        "search", "--budget", "500", "--trials", 4, "--workers", 2, "--out", "run", "--storage", url,
-        "--protocol", quick_protocol(tmp_path), folder=tmp_path,
-    )  # fmt: skip
-    run = tmp_path / "run"
-    wait_for(lambda: finished_files(run))
-    search.send_signal(signal.SIGKILL)
-    search.communicate()
-    assert not (run / "study.db").exists()
-    assert not any("s3cret" in path.read_text(errors="replace") for path in run.glob("*.json"))
-    before = [r for r in records(load_study(RunFolder(run).study)) if r.state in ("complete", "stopped")]
-    resumed = command("resume", "run", folder=tmp_path)
-    assert "Pareto front" in resumed.stdout
-    after = records(load_study(RunFolder(run).study))
-    assert [after[r.number] for r in before] == before
-    assert sum(r.state in ("complete", "stopped", "infeasible") for r in after) == 4
-    assert "Pareto front" in command("front", "run", folder=tmp_path).stdout
-    again = command("search", "--budget", "500", "--out", "run", "--storage", "sqlite:///other.db", "--protocol",
-                    quick_protocol(tmp_path), folder=tmp_path, check=False)  # fmt: skip
-    assert again.returncode == 2
-    assert "kept elsewhere" in again.stderr
-
-
-def test_a_killed_trial_goes_on_from_its_last_rung(tmp_path):
-    """What it reported before the kill comes again to the last digit of its seconds: it was not worked for twice."""
-    (tmp_path / "dm.toml").write_text('method = "dm"\nsteps = 450\nbank = 0\nreal_batch = 64\n')
-    (tmp_path / "space.toml").write_text(
-        'selection = ["random"]\n[ipc]\nmin = 2\nmax = 3\n[[transform]]\nname = "identity"\n'
-        '[[quantizer]]\nfamily = "uniform"\nlevels = [2]\nclipping = ["minmax"]\n'
-    )
-    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    search = start(
-        "search", "--budget", "2kb", "--workers", 1, "--out", "run", "--time-limit", "10min", "--trials", 4,
-        "--objective", "dm.toml", "--space", "space.toml", "--protocol", quick_protocol(tmp_path), folder=tmp_path,
-    )  # fmt: skip
-
-    def killable():
-        """A DM trial that is past its first rung; a coreset's checkpoint, too, is there for a moment."""
-        return any(r.rungs and r.allocation.objective == "dm" for r in running(run))
-
-    wait_for(killable)
-    search.send_signal(signal.SIGKILL)
-    search.communicate()
-    assert len(list(checkpoints.glob("*.pt"))) == 1
-    command("resume", "run", folder=tmp_path)
-    after = load_study(run / "study.db").trials
-    (again,) = (t for t in after if "restart_of" in t.user_attrs)
-    twin = after[again.user_attrs["restart_of"]]
-    assert record(again).state in ("complete", "stopped")
-    kept = {name: value for name, value in twin.user_attrs.items() if name.startswith("rung/")}
-    assert kept
-    assert {name: again.user_attrs[name] for name in kept} == kept
-    assert not checkpoints.exists()
-
-
-def test_kill_after_the_front_is_fixed_does_not_fix_it_again(tmp_path):
-    run = tmp_path / "run"
-    search = start(
-        "search", "--budget", "500", "--trials", 4, "--workers", 2, "--out", "run",
-        "--protocol", quick_protocol(tmp_path, SLOW), folder=tmp_path,
-    )  # fmt: skip
-    wait_for((run / "front.json").exists, seconds=200)
-    search.send_signal(signal.SIGKILL)
-    search.communicate()
-    fixed = json.loads((run / "front.json").read_text())
-    assert fixed["state"] == "fixed on validation"
-    assert all(member["test"] is None for member in fixed["members"])
-    known = load_study(run / "study.db").user_attrs
-    command("resume", "run", folder=tmp_path)
-    final = json.loads((run / "front.json").read_text())
-    for before, after in zip(fixed["members"], final["members"], strict=True):
-        assert {k: v for k, v in before.items() if k != "test"} == {k: v for k, v in after.items() if k != "test"}
-    assert final["best"] == fixed["best"]
-    now = load_study(run / "study.db").user_attrs
-    kept = {k: v for k, v in known.items() if k.startswith("final/")}
-    assert kept
-    assert {k: now[k] for k in kept} == kept
-
-
-def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
-    run = tmp_path / "run"
-    search = start(
-        "search", "--budget", "1kb", "--trials", 5, "--workers", 2, "--out", "run",
-        "--protocol", quick_protocol(tmp_path, SLOW), folder=tmp_path,
-    )  # fmt: skip
-    wait_for(lambda: len(finished_files(run)) >= 1)
-    children = [(c.pid, c.create_time()) for c in psutil.Process(search.pid).children(recursive=True)]
-    os.killpg(search.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    _, err = search.communicate(timeout=60)
-    assert search.returncode == 130
-    assert err == "budgetopt: error: interrupted: go on with 'budgetopt resume run'\n"
-    assert not [pid for pid, created in children if _alive(pid, created)]
-    assert "not finished" in command("front", "run", folder=tmp_path).stdout
-    command("resume", "run", folder=tmp_path)
-    assert result.read(run).front
-    for name in ("front.csv", "front.png"):  # as if killed just before the reports
-        (run / name).unlink()
-    command("resume", "run", folder=tmp_path)
-    assert (run / "front.csv").exists()
-    assert (run / "front.png").exists()
-
-
-def test_death_of_a_worker_costs_one_trial_at_most(tmp_path):
-    """Tune mostly starts the trial again in another worker; where it does not, one trial has failed, no more."""
-    run = tmp_path / "run"
-    search = start(
-        "search", "--budget", "1kb", "--trials", 6, "--workers", 2, "--out", "run",
-        "--protocol", quick_protocol(tmp_path, SLOW), folder=tmp_path,
-    )  # fmt: skip
-
-    def victims():
-        children = psutil.Process(search.pid).children(recursive=True)
-        return [c for c in children if "ImplicitFunc" in c.name() or any("ImplicitFunc" in a for a in c.cmdline())]
-
-    wait_for(lambda: len(finished_files(run)) >= 1 and victims())
-    victims()[0].kill()
-    out, err = search.communicate(timeout=250)
-    assert search.returncode == 0, out + err
-    ended = [r for r in records(load_study(run / "study.db")) if r.state not in ("skipped", "waiting")]
-    assert [r.message for r in ended if r.state == "failed"] in ([], ["its worker process died"])
-    assert {r.state for r in ended} <= {"complete", "stopped", "infeasible", "failed"}
-    assert len(ended) == 6
 
 
 def test_trials_that_fail_are_recorded_and_the_search_goes_on(tmp_path):

@@ -1,5 +1,6 @@
 import itertools
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -9,11 +10,12 @@ from ray.tune.search import Searcher
 
 from budgetopt.allocation import Allocation
 from budgetopt.methods.selection import Selector
-from budgetopt.objective import zero_step_coreset
+from budgetopt.objective import resolve, zero_step_coreset
 from budgetopt.protocol import PRESETS
 from budgetopt.report.display import Silent
 from budgetopt.search import searcher as module
 from budgetopt.search import study as studies
+from budgetopt.search.parents import ParentChoice
 from budgetopt.search.progress import Progress
 from budgetopt.search.searcher import STARTUP, StudySearcher
 from budgetopt.space import IpcRange, QuantizerChoice, SearchSpace
@@ -51,17 +53,22 @@ class Watching(Silent):
 class Bench:
     """A searcher on a study of its own, without Tune."""
 
-    def __init__(self, digits, path, space=WIDE, budget=BUDGET, trials=None, seed=0, sampler="tpe", patience=None):
-        context = TrialContext(
-            digits.train, digits.val, digits.spec, PRESETS["glyph-1"], {"coreset": zero_step_coreset()}, budget, seed
-        )
+    def __init__(
+        self, digits, path, space=WIDE, budget=BUDGET, trials=None, seed=0, sampler="tpe", patience=None, parents=False
+    ):
+        self.places = 100
+        objectives = {"coreset": zero_step_coreset()}
+        if parents:
+            objectives["dm"] = resolve("dm")[1]
+        context = TrialContext(digits.train, digits.val, digits.spec, PRESETS["glyph-1"], objectives, budget, seed)
         self.context, self.selector = context, Selector(digits.train, digits.spec)
         self.study = studies.load(path) if path.exists() else studies.create(path)
         self.progress, self.observer = Progress(100.0, 1), Watching()
         most = min(MOST_IPC, space.ipc.max)
         self.searcher = StudySearcher(
             self.study, space, context, self.selector, most, trials, self.progress, self.observer,
-            path.parent / "checkpoints", sampler, patience,
+            path.parent / "checkpoints", lambda: self.places, sampler, patience,
+            parents=ParentChoice(context, path.parent) if parents else None,
         )  # fmt: skip
         self.path = path
 
@@ -441,3 +448,103 @@ def test_patience_is_the_same_after_a_restart(bench, monkeypatch):
     assert len(bench(sampler="rate-distortion", patience=3).run(9)) == 3
     assert bench(sampler="rate-distortion", patience=3).run(9) == []
     assert len(bench(sampler="rate-distortion", patience=5).run(9)) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# parents
+# ----------------------------------------------------------------------------------------------------------------------
+SET = Allocation("dm", ipc=6, levels=16)
+
+
+def ask(made, allocation, name="t"):
+    """The config of a trial that is proposed next."""
+    made.study.enqueue_trial(WIDE.parameters(allocation, MOST_IPC))
+    config = made.searcher.suggest(name)
+    assert Allocation.from_dict(config["allocation"]) == allocation
+    return config
+
+
+def finish(made, allocation, config, steps, name="t"):
+    """As if a worker had run it, its file included."""
+    file = f"trials/{config['number']:05d}.bopt"
+    (made.path.parent / "trials").mkdir(exist_ok=True)
+    (made.path.parent / file).write_bytes(b"")
+    samples = 10 * allocation.ipc
+    made.searcher.on_trial_result(name, made.report(allocation, step=steps // 3, samples=samples))
+    made.searcher.on_trial_complete(name, made.report(allocation, 1, True, step=steps, samples=samples, file=file))
+
+
+def test_a_trial_has_the_nearest_finished_one_as_parent(bench):
+    """In the study before it starts; what all of them took adds up from parent to child."""
+    made = bench(parents=True)
+    chain = [(SET, None, 150), (replace(SET, ipc=4), (0, 150), 50), (replace(SET, ipc=3), (1, 200), 50)]
+    for number, (allocation, parent, steps) in enumerate(chain):
+        config = ask(made, allocation)
+        expected = parent and {"trial": parent[0], "file": f"trials/{parent[0]:05d}.bopt", "steps": parent[1]}
+        trial = made.study.trials[number]
+        assert config["parent"] == trial.user_attrs["parent"] == expected
+        assert trial.state == TrialState.RUNNING
+        finish(made, allocation, config, steps)
+    found = studies.records(made.study)
+    assert [r.parent for r in found] == [None, 0, 1]
+    assert [r.total_steps for r in found] == [150, 200, 250]
+    assert [r.rungs[1]["step"] for r in found] == [150, 50, 50]  # its own
+    assert [t.user_attrs["total_steps"] for t in made.study.trials] == [150, 200, 250]
+    anew = bench("anew.db")
+    assert "parent" not in anew.searcher.suggest("t")
+    assert "parent" not in anew.study.trials[-1].user_attrs
+
+
+def test_stopped_trials_say_what_they_took_and_are_no_parents(bench):
+    made = bench(parents=True)
+    first = ask(made, SET)
+    finish(made, SET, first, 150)
+    stopped = replace(SET, ipc=4)
+    ask(made, stopped)
+    made.searcher.on_trial_complete("t", made.report(stopped, step=17))
+    assert (studies.record(made.study.trials[1]).state, made.study.trials[1].user_attrs["total_steps"]) == (
+        "stopped",
+        167,
+    )
+    assert ask(made, replace(SET, ipc=3))["parent"]["trial"] == 0
+
+
+def test_coresets_start_anew(bench):
+    made = bench(parents=True)
+    for ipc in (6, 4):
+        allocation = Allocation(ipc=ipc, levels=16)
+        config = ask(made, allocation)
+        assert config["parent"] is None
+        finish(made, allocation, config, 0)
+
+
+@pytest.mark.parametrize("had_one", [True, False])
+def test_a_restarted_trial_keeps_its_parent(bench, had_one):
+    """Also where something nearer has finished meanwhile, and where it had none."""
+    made = bench(parents=True)
+    if had_one:
+        finish(made, SET, ask(made, SET), 150)
+    child, nearer = replace(SET, ipc=3), replace(SET, ipc=4)
+    ask(made, child)
+    config = ask(made, nearer, "other")
+    finish(made, nearer, config, 50, "other")
+    for again in studies.release_stale(made.study):  # the driver was killed
+        made.study.enqueue_trial(again["params"], user_attrs={"restart_of": again["number"]}, skip_if_exists=False)
+    made = bench(parents=True)
+    made.progress.ended = [r for r in studies.records(made.study) if r.state == "complete"]
+    assert made.searcher._parents.of(child, made.progress.complete()).trial == config["number"]
+    kept = made.searcher.suggest("t")
+    assert Allocation.from_dict(kept["allocation"]) == child
+    assert kept["parent"] == ({"trial": 0, "file": "trials/00000.bopt", "steps": 150} if had_one else None)
+    assert made.study.trials[kept["number"]].user_attrs["parent"] == kept["parent"]
+
+
+def test_a_restarted_trial_whose_parent_is_gone_finds_another(bench):
+    made = bench(parents=True)
+    finish(made, SET, ask(made, SET), 150)
+    child = replace(SET, ipc=3)
+    number = ask(made, child)["number"]
+    (made.path.parent / "trials" / "00000.bopt").unlink()
+    made.searcher.abandon_running()
+    made.study.enqueue_trial(made.study.trials[number].params, user_attrs={"restart_of": number})
+    assert made.searcher.suggest("t")["parent"] is None

@@ -177,6 +177,28 @@ def test_workers_wait_for_a_driver_that_asks_slowly():
     assert longer.idle / (longer.idle + longer.cost) > 0.3
 
 
+def test_proposals_made_ahead_save_the_wait_and_nothing_else():
+    """The same entries in another order at most; a driver that has time between two ends keeps nobody waiting."""
+    asking = 0.2 * float(np.nanmin(np.nanmax(TABLE.seconds[:, 0], 1)))
+    late, early = (
+        simulate(TABLE, 0, RandomSampler(0), trials=12, workers=1, asking=asking, ahead=ahead) for ahead in (0, 1)
+    )
+    assert early.started == late.started
+    assert early.cost == pytest.approx(late.cost)
+    assert late.idle >= 12 * asking
+    assert early.idle < 0.5 * late.idle
+    assert late.time == pytest.approx(late.cost + late.idle)
+    assert early.time == pytest.approx(early.cost + early.idle)
+
+
+def test_no_more_trials_run_than_there_are_workers():
+    """Of the same trials, as long as nobody waits for the driver, w workers need a w-th of the time and no less."""
+    plain, early = (simulate(TABLE, 0, RandomSampler(0), trials=40, workers=4, ahead=ahead) for ahead in (0, 8))
+    assert early.started == plain.started
+    assert early.time == plain.time
+    assert early.idle == plain.idle == 0.0
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # guidance
 # ----------------------------------------------------------------------------------------------------------------------

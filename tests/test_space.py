@@ -10,6 +10,7 @@ from budgetopt import space
 from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError
 from budgetopt.quantizers import QUANTIZERS
+from budgetopt.search.candidates import MOST_KINDS, SpaceCandidates
 from budgetopt.search.study import DIRECTIONS
 from budgetopt.transforms import TRANSFORMS
 
@@ -70,6 +71,19 @@ def test_the_shipped_space_holds_what_the_first_run_needs():
     assert set(shipped.label_bits) == {0, 3}
     assert shipped.ipc.min == 1
     assert set(shipped.selection) == {"k-centre", "random", "herding"}
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 224, 224)])
+def test_the_space_of_large_pictures_can_be_enumerated(shape):
+    """With the two default objectives no kind is left to chance, and every quantizer and transform is among them."""
+    shipped = space.resolve("image-large")
+    candidates = SpaceCandidates(shipped, {"coreset": 0, "dm": 100}, shape, 10, 0)
+    kinds = candidates.kinds([], 0)
+    assert len(kinds) == len(set(kinds)) <= MOST_KINDS
+    assert candidates.kinds([], 1) == kinds
+    assert {a.quantizer for a in kinds} == {"webp", "jpeg", "uniform", "lloyd-max"}
+    assert {a.transform for a in kinds} == {"identity", "resize"}
+    assert "crops" in {a.selection for a in kinds}
 
 
 def test_levels_are_sorted_and_distinct(write):
@@ -391,3 +405,13 @@ def test_a_space_without_weight_zero_holds_coresets_too(write):
     start = found.kinds("coreset", (1, 8, 8))[0]
     assert start.rate_weight == 0.0
     assert found.parameters(start, 10)["rate_weight"] == 0
+
+
+def test_tables_are_not_normalised_by_default_and_ranges_are_shared_or_of_each_feature():
+    """As QuADD has it for wireless data (appendices B and C)."""
+    offered = space.resolve("tabular")
+    assert [transform.name for transform in offered.transform] == ["identity", "standardize"]
+    for choice in offered.quantizer:
+        granularities = [dict(options).get("granularity", "tensor") for options in choice.option_sets()]
+        assert set(granularities) == {"tensor", "feature"}
+        assert granularities[0] == "tensor"

@@ -21,12 +21,12 @@ ALLOCATION = Allocation(ipc=3, levels=4)
 LAST = {"step": 100, "bytes": 310, "accuracy": 0.8, "error": 0.01, "file": "trials/a.bopt"}
 
 
-@pytest.fixture(params=["own", "sqlite", "journal", "postgresql"])
+@pytest.fixture(params=["own", "sqlite", "journal", "postgresql", "mysql"])
 def place(request, tmp_path):
     if request.param == "own":
         return tmp_path / "study.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql")
+    if request.param in ("postgresql", "mysql"):
+        url = request.getfixturevalue(request.param)
     else:
         url = f"{request.param}:///{tmp_path}/shared.file"
     return Remote(storage.parse(url), f"run-{tmp_path.name}")

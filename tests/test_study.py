@@ -83,6 +83,37 @@ def test_a_second_process_reads_while_one_writes(path, study):
     assert studies.load(path).trials[0].values[1] == 0.8
 
 
+def test_who_looks_while_a_study_is_made_does_not_disturb(tmp_path):
+    """As `budgetopt front` or a dashboard may, at the very start of a search."""
+    looking = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from budgetopt.errors import InputError
+        from budgetopt.search import study
+        seen = 0
+        print("ready", flush=True)
+        while seen < 6:
+            try:
+                assert study.load(Path(sys.argv[1]) / str(seen) / "study.db").metric_names
+                seen += 1
+            except InputError as error:
+                assert "study.db is missing" in str(error), error
+        """
+    )
+    for number in range(6):
+        (tmp_path / str(number)).mkdir()
+    command = [sys.executable, "-W", "ignore", "-c", looking, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as looker:
+        assert looker.stdout.readline() == "ready\n"
+        for number in range(6):
+            made = studies.create(tmp_path / str(number) / "study.db")
+            made.set_user_attr("config", {})
+        _, problem = looker.communicate(timeout=100)
+    assert looker.returncode == 0, problem
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"study.db", "study.db-wal", "study.db-shm"}
+
+
 def test_a_study_that_is_missing(tmp_path):
     with pytest.raises(InputError, match=r"without a study \(study.db is missing\)"):
         studies.load(tmp_path / "study.db")

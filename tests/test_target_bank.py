@@ -20,8 +20,8 @@ from budgetopt.seeding import derive, generator
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(network="convnet", width=4, steps=4, augment={"shift": 0.1, "rotate": 10.0})
-GAUSSIAN = DistributionMatchingObjective(method="dm", bank=3, real_batch=16, kernel="gaussian")
-TRAINED = DistributionMatchingObjective(method="dm", bank=3, real_batch=16, trained=12)
+GAUSSIAN = DistributionMatchingObjective(method="dm", guard=0, bank=3, real_batch=16, kernel="gaussian")
+TRAINED = DistributionMatchingObjective(method="dm", guard=0, bank=3, real_batch=16, trained=12)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_matching_lowers_its_loss(data, objective):
 
 @pytest.mark.parametrize("change", [{"kernel": "gaussian"}, {"trained": 12}, {"trained": 13}])
 def test_the_cache_tells_targets_apart(data, tmp_path, change):
-    plain = DistributionMatchingObjective(method="dm", bank=2, real_batch=4)
+    plain = DistributionMatchingObjective(method="dm", guard=0, bank=2, real_batch=4)
     other = plain.model_copy(update=change)
     first, second = (methods.shared(o, data, 0, tmp_path) for o in (plain, other))
     again = methods.shared(other, data, 0, tmp_path)

@@ -28,7 +28,7 @@ from budgetopt.seeding import generator
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(network="convnet", width=4, steps=4, batch=32, augment={"shift": 0.1, "rotate": 10.0})
 MTT = TrajectoryMatchingObjective(
-    method="mtt", steps=10, experts=2, expert_epochs=3, expert_steps=4, student_steps=4, max_start=2, batch=8
+    method="mtt", guard=0, steps=10, experts=2, expert_epochs=3, expert_steps=4, student_steps=4, max_start=2, batch=8
 )
 DATM = DifficultyAlignedObjective(**MTT.model_dump() | {"method": "datm", "first_max_start": 1})
 ALLOCATION = Allocation(ipc=2, levels=4)

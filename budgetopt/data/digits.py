@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from budgetopt.data.carving import carved
 from budgetopt.data.dataset import GLYPHS, Arrays, Source
-
-TEST_SHARE, TEST_SEED = 0.3, 0  # one test split for ever: stratified, 30 %, seed 0
 
 
 class Digits(Source):
@@ -22,9 +21,7 @@ class Digits(Source):
 
     def _part(self, which: int) -> Arrays:
         from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
 
         x, y = load_digits(return_X_y=True)
-        index = train_test_split(np.arange(len(y)), test_size=TEST_SHARE, stratify=y, random_state=TEST_SEED)
-        chosen = np.sort(index[which])
+        chosen = carved(y, self.name)[which]
         return x[chosen].reshape(-1, 1, 8, 8).astype(np.uint8), y[chosen].astype(np.int64)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from budgetopt.data.dataset import PICTURES, Arrays, Source, channels_first_shape, to_channels_first
+from budgetopt.data.dataset import (
+    Arrays,
+    Source,
+    channels_first_shape,
+    suited,
+    to_channels_first,
+)
 from budgetopt.errors import InputError
+
+SUSPICIOUS = 1 << 28  # bytes of an array, from which it must not be MOST_RATIO times smaller in the file
+MOST_RATIO = 200
 
 
 class NpzFile(Source):
-    """x: (n, f) features, (n, h, w) grey, (n, c, h, w) or (n, h, w, c) images with c = 1 or 3."""
+    """x: (n, f) features, (n, h, w) grey, (n, c, h, w) or (n, h, w, c) images, (n, c, d, h, w) or (n, d, h, w, c)
+    voxels, with c = 1 or 3."""
 
     path: Path
 
@@ -25,9 +37,8 @@ class NpzFile(Source):
         first = next((k for k in ("x_train", "x_test") if k in arrays), None)
         if first is None:
             raise InputError(f"{path}: no x_train; a dataset has x_train, y_train, x_test and y_test")
-        features = len(_shape(path, first)) == 2
-        self.protocol, self.space = ("tabular-2", "tabular") if features else ("image-2", "image")
-        self.invariances = {} if features else PICTURES
+        shape = channels_first_shape(_shape(path, first))[1:]
+        self.protocol, self.space, self.invariances = suited(shape)
 
     def train_arrays(self) -> Arrays:
         return self._pair("train")
@@ -44,6 +55,7 @@ class NpzFile(Source):
             raise InputError(f"{self.path}: test samples have shape {found}, training samples {shape}")
 
     def _pair(self, part: str) -> Arrays:
+        _check_sizes(self.path, [f"x_{part}", f"y_{part}"])
         arrays = self._read([f"x_{part}", f"y_{part}"])
         return to_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"]
 
@@ -63,12 +75,46 @@ class NpzFile(Source):
             raise InputError(f"cannot read the dataset {str(self.path)!r}: {error}") from None
 
 
+def _check_sizes(path: Path, wanted: list[str]) -> None:
+    """Refuse a zip bomb by what the archive declares, before anything of it is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [m for m in archive.infolist() if m.filename.removesuffix(".npy") in wanted]
+    except Exception as error:  # as above
+        raise InputError(f"cannot read the dataset {str(path)!r}: {error}") from None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for member in found:
+        name = member.filename.removesuffix(".npy")
+        if member.file_size > SUSPICIOUS and member.file_size > MOST_RATIO * member.compress_size:
+            raise InputError(
+                f"{path}: {name} unpacks from {member.compress_size:,} to {member.file_size:,} bytes, a zip bomb: "
+                "save it with np.savez, or as .npy files, if it is data"
+            )
+        if member.file_size > memory:
+            raise InputError(
+                f"{path}: {name} takes {member.file_size:,} bytes and this machine has {memory:,}: "
+                "save x_train, y_train, x_test and y_test as .npy files, which are mapped"
+            )
+        if (size := _bytes_declared(path, name)) > member.file_size:
+            raise InputError(f"{path}: {name} declares {size:,} bytes and holds {member.file_size:,}")
+
+
 def _shape(path: Path, name: str) -> tuple[int, ...]:
     """Shape of one array, read from its header alone."""
+    return _header(path, name)[0]
+
+
+def _bytes_declared(path: Path, name: str) -> int:
+    shape, dtype = _header(path, name)
+    return math.prod(shape) * dtype.itemsize
+
+
+def _header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
             version = np.lib.format.read_magic(member)
             reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return tuple(reader(member)[0])
+            shape, _, dtype = reader(member)
+            return tuple(shape), dtype
     except Exception as error:  # as above
         raise InputError(f"cannot read the dataset {str(path)!r}: {error}") from None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from budgetopt.data.dataset import GLYPHS, PICTURES, Arrays, Source, to_channels_first
+from budgetopt.data import pictures
+from budgetopt.data.dataset import GLYPHS, PICTURES, Arrays, Source, picture_space, to_channels_first
+from budgetopt.data.resizing import ResizedArrays, Size
 from budgetopt.errors import InputError
+from budgetopt.packing.resized import Resized
 
 _GLYPHS = {"MNIST", "KMNIST", "SVHN", "USPS"}  # mirrored digits and letters are other ones
 # no class per image, or no train and test split of the usual names
@@ -42,11 +45,28 @@ class TorchvisionSet(Source):
         self.protocol, self.invariances = ("glyph-1", GLYPHS) if glyphs else ("image-2", PICTURES)
         self._root = root
 
+    @cached_property
+    def _first(self) -> Any:
+        """The training part as torchvision opens it."""
+        return self._open(train=True)
+
+    @property
+    def space(self) -> str:  # type: ignore[override]
+        first = self._first[0][0]
+        return picture_space(*(first.size if hasattr(first, "size") else np.asarray(first).shape[:2]))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(map(str, getattr(self._first, "classes", ())))
+
     def train_arrays(self) -> Arrays:
-        return _arrays(self._open(train=True), self.name)
+        return _arrays(self._first, self.name)
 
     def test_arrays(self) -> Arrays:
         return _arrays(self._open(train=False), self.name)
+
+    def resized(self, size: Size) -> Source:
+        return _Resized(self, size)
 
     def _open(self, train: bool) -> Any:
         import platformdirs
@@ -72,22 +92,56 @@ class TorchvisionSet(Source):
             ) from None
 
 
-def _arrays(opened: Any, name: str) -> Arrays:
+class _Resized(ResizedArrays):
+    """Of datasets that keep files the sizes may differ: every picture is made the wanted one as it is decoded."""
+
+    _inner: TorchvisionSet
+
+    def train_arrays(self) -> Arrays:
+        return self._decoded(self._inner._first) or super().train_arrays()
+
+    def test_arrays(self) -> Arrays:
+        return self._decoded(self._inner._open(train=False)) or super().test_arrays()
+
+    def check_test_part(self, shape: tuple[int, ...]) -> None:
+        """Torchvision's sets have one."""
+
+    def _decoded(self, opened: Any) -> Arrays | None:
+        """None for datasets that keep an array."""
+        if _kept(opened) is not None:
+            return None
+        first = opened[0][0]
+        self._how = self._how or self._size.to(1 if pictures.is_grey(first) else 3)
+        return _decode_all(opened, self.name, self._how)
+
+
+def _kept(opened: Any) -> tuple[Any, Any] | None:
+    """The arrays of pictures and labels, of datasets that keep them."""
     labels = next((getattr(opened, a) for a in ("targets", "labels", "_labels") if hasattr(opened, a)), None)
     data = getattr(opened, "data", None)
-    if data is None or labels is None:
-        data, labels = _decode_all(opened, name)
+    return None if data is None or labels is None else (data, labels)
+
+
+def _arrays(opened: Any, name: str) -> Arrays:
+    kept = _kept(opened)
+    data, labels = kept if kept is not None else _decode_all(opened, name, None)
     return to_channels_first(np.asarray(data)), np.asarray(labels).astype(np.int64)
 
 
-def _decode_all(opened: Any, name: str) -> tuple[np.ndarray, list[int]]:
-    """Datasets that keep files: decode every image; all must have one size."""
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    for image, label in opened:
-        pixels = np.asarray(image)
-        if images and pixels.shape != images[0].shape:
-            raise InputError(f"{name}: images have mixed sizes, {images[0].shape} and {pixels.shape}")
-        images.append(pixels)
-        labels.append(int(label))
-    return np.stack(images), labels
+def _decode_all(opened: Any, name: str, how: Resized | None) -> Arrays:
+    """Datasets that keep files: decode every picture; all must have one size, or are made it."""
+    found: np.ndarray | None = None
+    labels = np.empty(len(opened), np.int64)
+    for at, (image, label) in enumerate(opened):
+        values = np.asarray(image) if how is None else how.pixels(image)
+        if found is None:
+            found = np.empty((len(opened), *values.shape), np.uint8)
+        if values.shape != found.shape[1:]:
+            raise InputError(
+                f"{name}: pictures have mixed sizes, {found.shape[1:]} and {values.shape}: make them one, "
+                f"say with --resize {min(found.shape[1:3])}"
+            )
+        found[at], labels[at] = values, int(label)
+    if found is None:
+        raise InputError(f"{name}: no pictures")
+    return found, labels

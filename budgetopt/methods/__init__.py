@@ -15,6 +15,7 @@ from budgetopt.methods.bilevel import Bilevel
 from budgetopt.methods.coreset import Refined, Refinement
 from budgetopt.methods.distribution_matching import DistributionMatching
 from budgetopt.methods.gradient_matching import GradientMatching
+from budgetopt.methods.guarded import Guarded
 from budgetopt.methods.trajectory_matching import DifficultyAligned, TrajectoryMatching
 from budgetopt.objective import Objective, Optimised
 from budgetopt.representation import Representation
@@ -56,7 +57,9 @@ def build(
     makes what it needs itself, once or in every step."""
     method: Method = METHODS[objective.method].make(objective, data, representation, generator, shared)
     if isinstance(objective, Optimised) and objective.refine_steps:
-        return Refined(method, objective, data, representation, generator)
+        method = Refined(method, objective, data, representation, generator)
+    if isinstance(objective, Optimised) and objective.guard:
+        return Guarded(method, objective.all_steps, objective.guard, data, representation, generator)
     return method
 
 

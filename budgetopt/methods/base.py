@@ -10,7 +10,7 @@ import torch
 from budgetopt import networks
 from budgetopt.checkpoint import State
 from budgetopt.data.dataset import DataSpec, Split
-from budgetopt.protocol import Protocol
+from budgetopt.protocol import Protocol, taken
 from budgetopt.representation import Representation
 
 NO_LOSS = 1e-6  # a first loss below it is rounding, as of a lossless set: its bits are weighed against 1
@@ -28,7 +28,12 @@ class TrainingData:
     @property
     def invariances(self) -> dict[str, float]:
         """Augmentations under which samples keep their class; none for feature vectors."""
-        return dict(self.spec.invariances) if self.spec.is_image else {}
+        return taken(self.spec.invariances, self.spec.shape)
+
+    @property
+    def augment(self) -> dict[str, float]:
+        """What the protocol augments such samples by when it trains on them."""
+        return taken(self.protocol.augment, self.spec.shape)
 
     def standardized(self, x: torch.Tensor) -> torch.Tensor:
         """Raw units → what networks take. x: (n, c, h, w) or (n, f), any dtype."""

@@ -42,7 +42,7 @@ class Bilevel(Method):
         self._objective, self._data, self._representation = objective, data, representation
         self._generator = generator
         self._validation = validation_rows(data.train, data.spec, objective.val_share)
-        self._augment = data.protocol.augment if objective.augment and data.spec.is_image else {}
+        self._augment = data.augment if objective.augment else {}
         image = torch.optim.Adam([representation.latent], lr=objective.lr_image)
         self._optimizers = Optimizers(image, representation, objective.lr_quantizer)
         self._age = 0  # steps since the restart

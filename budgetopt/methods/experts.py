@@ -108,7 +108,7 @@ def _train(
     """Fill `trajectory` (epochs + 1, P) with the weights of one network; `stepped` is called after every step."""
     network = data.random_network(g).requires_grad_(True)
     optimizer = torch.optim.SGD(network.parameters(), objective.expert_lr, objective.expert_momentum)
-    augment, batch = data.protocol.augment if data.spec.is_image else {}, min(data.protocol.batch, len(y))
+    augment, batch = data.augment, min(data.protocol.batch, len(y))
     order = torch.empty(0, dtype=torch.long)
     for epoch in range(len(trajectory)):
         for _ in range(epoch_steps(objective, data) if epoch else 0):

@@ -30,6 +30,7 @@ from budgetopt.representation import InitialSet
 from budgetopt.seeding import derive
 
 PROJECTED = 128  # features for distances; longer ones are projected, which keeps distances to about 10 %
+CHUNK = 1 << 26  # values that are floats at once
 TYPICAL = 1000  # samples in all that a quantizer is fitted to before those of its set are known
 CANDIDATES = 1000  # samples a class that are decoded to choose among them: a whole class of a large set takes too long
 FIXED = 0  # seed of draws that are the same in every trial
@@ -120,11 +121,13 @@ class Selector:
 
     def _features(self, x: np.ndarray) -> np.ndarray:
         """(n, d) float32, the same projection in every trial: an order, not a draw."""
-        flat = x.reshape(len(x), -1).astype(np.float32) / self._spec.std.mean()
+        flat, scale = x.reshape(len(x), -1), self._spec.std.mean()
         if flat.shape[1] <= 2 * PROJECTED:
-            return flat
+            return flat.astype(np.float32) / scale
         normal = np.random.default_rng(FIXED).standard_normal((flat.shape[1], PROJECTED))
-        return flat @ (normal / PROJECTED**0.5).astype(flat.dtype)
+        projection, rows = (normal / PROJECTED**0.5).astype(np.float32), max(1, CHUNK // flat.shape[1])
+        starts = range(0, len(flat), rows)  # a float copy of a class of large pictures would be four times their bytes
+        return np.concatenate([flat[at : at + rows].astype(np.float32) / scale @ projection for at in starts])
 
     def _receiver(self, coding: Allocation) -> Receiver:
         """Of the last coding asked for: the classes of one set follow each other."""

@@ -174,7 +174,7 @@ class TrajectoryMatching(Method):
 
     def _batches(self, seed: int) -> Iterator[Batch]:
         g, n, device = seeded("student", seed), len(self._representation.labels), self._data.device
-        augment = self._data.protocol.augment if self._data.spec.is_image else {}
+        augment = self._data.augment
         size, order = min(self._objective.batch or n, n), torch.empty(0, dtype=torch.long)
         for _ in range(self._objective.student_steps):
             if len(order) < size:

@@ -22,7 +22,9 @@ class Network(nn.Module, ABC):
     networks that have one size only.
     """
 
-    axes: ClassVar[tuple[int, ...]]  # of one sample, that the network takes: 3 for images, 1 for feature vectors
+    axes: ClassVar[
+        tuple[int, ...]
+    ]  # of one sample, that the network takes: 3 for images, 1 for feature vectors, 4 for voxels
     options: ClassVar[Schema] = {}
     features: nn.Module
     classifier: nn.Linear

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from budgetopt.networks.base import NORM, Network, norm_layer, scaled
 from budgetopt.options import Options, Schema
@@ -20,6 +19,8 @@ class ResNet18(Network):
     options: ClassVar[Schema] = {"norm": NORM}
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int, chosen: Options = ()) -> None:
+        from torchvision.models.resnet import BasicBlock  # takes a second, which other networks need not wait
+
         super().__init__(shape, classes, width, chosen)
         sides, channels = list(shape[1:]), scaled(width, 64)[0]
 

@@ -17,7 +17,9 @@ from budgetopt.packing.inverse import Identity, InverseTransform, Standardize
 from budgetopt.packing.layout import Domain, Layout, Plane
 from budgetopt.packing.levels import ApotLevels, LevelTable, UniformLevels
 from budgetopt.packing.loading import LoadedSet, load
+from budgetopt.packing.preparation import Preparation
 from budgetopt.packing.soft_labels import SoftLabels
+from budgetopt.packing.table import TablePreparation
 
 __all__ = [
     "FORMAT_VERSION",
@@ -31,8 +33,10 @@ __all__ = [
     "LoadedSet",
     "PackedSet",
     "Plane",
+    "Preparation",
     "SoftLabels",
     "Standardize",
+    "TablePreparation",
     "UniformLevels",
     "load",
     "pack",

@@ -25,7 +25,8 @@ from budgetopt.packing.errors import (
 from budgetopt.packing.fields import Reader, Writer
 from budgetopt.packing.grouped import Grouped
 from budgetopt.packing.inverse import InverseTransform
-from budgetopt.packing.layout import Domain, values_of
+from budgetopt.packing.layout import Domain, channels_of, values_of
+from budgetopt.packing.preparation import Preparation
 from budgetopt.packing.soft_labels import SoftLabels
 
 MAGIC = b"BOP"
@@ -35,22 +36,23 @@ MAX_SYMBOLS = 1 << 28
 # Most decoded values: transforms leave out coefficients, so that these may be many more than the symbols
 FREE_VALUES, VALUES_PER_BYTE = 1 << 20, 4096
 DECODED_AT_ONCE = 1 << 22  # values: bounds the memory that integers take beside the float32 result
-_EQUAL_COUNTS, _INLINE_PROTOCOL, _WIDE_STATISTICS, _SOFT_LABELS, _GROUPED = 1, 2, 4, 8, 16
+_EQUAL_COUNTS, _INLINE_PROTOCOL, _WIDE_STATISTICS, _SOFT_LABELS, _GROUPED, _PREPARATION = 1, 2, 4, 8, 16, 32
 
 
 @dataclass(frozen=True)
 class _Version:
-    """What the files of one version may hold: flags, and ids of families and coders."""
+    """What the files of one version may hold: flags, numbers of axes, and ids of families and coders."""
 
     flags: int
+    axes: tuple[int, ...]
     transforms: frozenset[int]
     quantizers: frozenset[int]
     coders: frozenset[int]
 
 
 _VERSIONS = {
-    1: _Version(7, frozenset({0, 1}), frozenset({0, 1}), frozenset({0, 1})),
-    2: _Version(31, frozenset(families.TRANSFORMS), frozenset(families.QUANTIZERS), frozenset(CODERS)),
+    1: _Version(7, (1, 3), frozenset({0, 1}), frozenset({0, 1}), frozenset({0, 1})),
+    2: _Version(63, (1, 3, 4), frozenset(families.TRANSFORMS), frozenset(families.QUANTIZERS), frozenset(CODERS)),
 }
 
 
@@ -59,9 +61,10 @@ class PackedSet:
     """All that a `.bopt` file holds.
 
     `symbols`: (n, S) uint8 in class order, what `dequantizer` turns into (n, K) coded values and `inverse` into samples
-    of `shape`, (c, h, w) or (f,). `counts`: samples of each class. `mean`, `std`: (c,) float32, the receiver's input
-    standardisation in raw units. `protocol`: the number of a preset of the package, or a whole protocol as bytes.
-    `soft`: labels of the samples in their order, where they are more than the class.
+    of `shape`, (c, h, w), (c, d, h, w) or (f,). `counts`: samples of each class. `mean`, `std`: (c,) float32, the
+    receiver's input standardisation in raw units. `protocol`: the number of a preset of the package, or a whole
+    protocol as bytes. `soft`: labels of the samples in their order, where they are more than the class. `preparation`:
+    how a receiver makes samples of its own data, where these are not samples yet.
     """
 
     symbols: np.ndarray
@@ -73,6 +76,7 @@ class PackedSet:
     std: np.ndarray
     protocol: int | bytes = field(default=0)
     soft: SoftLabels | None = None
+    preparation: Preparation | None = None
 
     @property
     def domain(self) -> Domain:
@@ -90,7 +94,7 @@ class PackedSet:
         return None if self.soft is None else self.soft.targets()
 
     def decode(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """The samples `index` as float32 in the dataset's raw units, (m, c, h, w) or (m, f)."""
+        """The samples `index` as float32 in the dataset's raw units, (m, *shape)."""
         everything = range(len(self))
         chosen = everything[index] if isinstance(index, slice) else np.arange(len(self))[index]
         domain, samples = self.domain, np.empty((len(chosen), *self.shape), np.float32)
@@ -138,6 +142,7 @@ def header(packed: PackedSet) -> bytes:
         raise BadHeader(f"soft labels must be (samples, classes) = {expected}, got {soft.symbols.shape}")
     flags = equal * _EQUAL_COUNTS | inline * _INLINE_PROTOCOL | wide * _WIDE_STATISTICS
     flags |= isinstance(packed.dequantizer, Grouped) * _GROUPED
+    flags |= (packed.preparation is not None) * _PREPARATION
     body.byte(flags | (soft is not None) * _SOFT_LABELS)
     if isinstance(packed.protocol, bytes):
         body.unsigned(len(packed.protocol))
@@ -154,6 +159,9 @@ def header(packed: PackedSet) -> bytes:
         soft.write(body, domain.labels)
     body.floats(packed.mean, wide)
     body.floats(packed.std, wide)
+    if packed.preparation is not None:
+        body.byte(packed.preparation.kind)
+        packed.preparation.write(body)
     body.byte(packed.inverse.family << 4 | packed.dequantizer.family)
     packed.inverse.write(body)
     packed.dequantizer.write(body, domain)
@@ -220,10 +228,10 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
             protocol = fields.byte()
     with fields.section("shape"):
         axes = fields.byte()
-        if axes not in (1, 3):
-            raise BadHeader(f"samples have 1 or 3 axes, got {axes}")
+        if axes not in version.axes:
+            raise BadHeader(f"samples have {_either(version.axes)} axes, got {axes}")
         shape = tuple(fields.unsigned(1 << 20, "a side of the samples") for _ in range(axes))
-        channels = shape[0] if axes == 3 else 1
+        channels = channels_of(shape)
     with fields.section("class counts"):
         classes = fields.unsigned(1 << 16, "the number of classes")
         if flags & _EQUAL_COUNTS:
@@ -248,6 +256,13 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
         std = fields.floats(channels, wide, "the standard deviation")
         if (std <= 0).any():
             raise BadHeader("a standard deviation is not positive")
+    preparation = None
+    if flags & _PREPARATION:
+        with fields.section("preparation"):
+            kind = fields.byte()
+            if kind not in families.PREPARATIONS:
+                raise BadHeader(f"unknown preparation {kind}")
+            preparation = families.PREPARATIONS[kind].read(fields, shape)
     with fields.section("families"):
         transform, quantizer = divmod(fields.byte(), 16)
         if transform not in version.transforms or quantizer not in version.quantizers:
@@ -265,7 +280,12 @@ def _parse(data: bytes) -> tuple[PackedSet, list[tuple[str, int]]]:
     payload = fields.raw(fields.left)
     coder, symbols = dequantizer.read_payload(payload, domain, version.coders)
     parts = [("magic and version", 4), *fields.sections, (f"symbols ({coder})", len(payload)), ("checksum", 4)]
-    return PackedSet(symbols, shape, counts, dequantizer, inverse, mean, std, protocol, soft), parts
+    packed = PackedSet(symbols, shape, counts, dequantizer, inverse, mean, std, protocol, soft, preparation)
+    return packed, parts
+
+
+def _either(numbers: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
 
 
 def _check_values(values: int, file_bytes: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from budgetopt.packing.errors import BadHeader
 from budgetopt.packing.fields import EXPONENT_LIMIT, MANTISSA_LIMIT, Reader, Writer
-from budgetopt.packing.layout import Layout, layout_of
+from budgetopt.packing.layout import Layout, channels_of, layout_of
 
 
 class InverseTransform(ABC):
@@ -20,7 +20,7 @@ class InverseTransform(ABC):
     name: ClassVar[str]
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Of the coded values of samples of `shape`, (c, h, w) or (f,)."""
+        """Of the coded values of samples of `shape`, (c, h, w), (c, d, h, w) or (f,)."""
         return layout_of(shape)
 
     @abstractmethod
@@ -104,7 +104,7 @@ class Standardize(InverseTransform):
 
     @classmethod
     def read(cls, fields: Reader, shape: tuple[int, ...]) -> Standardize:
-        channels = shape[0] if len(shape) > 1 else 1
+        channels = channels_of(shape)
         scale_exponent = fields.signed(EXPONENT_LIMIT, "the exponent of the scale")
         offset_exponent = fields.signed(EXPONENT_LIMIT, "the exponent of the offset")
         pairs = [

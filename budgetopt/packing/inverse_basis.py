@@ -13,8 +13,8 @@ from budgetopt.packing import coders
 from budgetopt.packing.errors import BadHeader, BadPayload
 from budgetopt.packing.fields import EXPONENT_LIMIT, MANTISSA_LIMIT, Reader, Writer
 from budgetopt.packing.inverse import InverseTransform
-from budgetopt.packing.layout import Domain, Layout, Plane, layout_of
-from budgetopt.packing.offsets import MOST_MAGNITUDE, Offsets, channels_of
+from budgetopt.packing.layout import Domain, Layout, Plane, channels_of, layout_of
+from budgetopt.packing.offsets import MOST_MAGNITUDE, Offsets
 
 BASIS_BITS = range(3, 9)
 MOST_ENTRIES = 1 << 24  # of a basis: bounds the memory that its integers take

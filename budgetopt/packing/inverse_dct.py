@@ -15,8 +15,8 @@ from budgetopt.packing.fields import Reader, Writer
 from budgetopt.packing.integer_cosine import COSINE_BITS, MOST_SIDE, reach, synthesize
 from budgetopt.packing.inverse import InverseTransform
 from budgetopt.packing.kept_positions import Bands, low_to_high
-from budgetopt.packing.layout import Layout, Plane
-from budgetopt.packing.offsets import MOST_MAGNITUDE, Offsets, channels_of
+from budgetopt.packing.layout import Layout, Plane, channels_of
+from budgetopt.packing.offsets import MOST_MAGNITUDE, Offsets
 
 BLOCK = 8
 DROPPED_BITS = 10  # of the 26 that two passes add: leaves room for large offsets, far below a step of any quantizer
@@ -111,6 +111,8 @@ class Cosine(InverseTransform):
 
     @classmethod
     def read(cls, fields: Reader, shape: tuple[int, ...]) -> Cosine:
+        if len(shape) == 4:
+            raise BadHeader(f"only pictures and feature vectors have a DCT, got samples of shape {shape}")
         flags = fields.byte()
         if flags & ~(_BLOCKS | _BITMAP):
             raise BadHeader(f"unknown flags {flags:#04x} of the DCT")

@@ -11,9 +11,9 @@ import numpy as np
 class Plane:
     """`channels` grids of height × width values, row by row, one channel after the other.
 
-    A picture is one plane of 1 or 3 channels. Coefficients are one plane with a channel for each band (1×1 for a
-    transform of the whole sample, the grid of blocks for 8×8 blocks). A feature vector has a 1×1 channel for each
-    column.
+    A picture is one plane of 1 or 3 channels, a volume one with a channel for each slice. Coefficients are one plane
+    with a channel for each band (1×1 for a transform of the whole sample, the grid of blocks for 8×8 blocks). A feature
+    vector has a 1×1 channel for each column.
     """
 
     channels: int
@@ -29,8 +29,17 @@ Layout = tuple[Plane, ...]
 
 
 def layout_of(shape: tuple[int, ...]) -> Layout:
-    """The layout of samples that are coded as they are: (c, h, w) is a picture, (f,) are columns."""
+    """The layout of samples that are coded as they are: (c, h, w) is a picture, (f,) are columns, (c, d, h, w) a
+    picture of c·d channels, so that a slice is predicted from the one before it."""
+    if len(shape) == 4:
+        channels, depth, height, width = shape
+        return (Plane(channels * depth, height, width),)
     return (Plane(*shape),)
+
+
+def channels_of(shape: tuple[int, ...]) -> int:
+    """Channels of a sample, each with its own mean and std; a feature vector has one."""
+    return shape[0] if len(shape) > 1 else 1
 
 
 def values_of(layout: Layout) -> int:

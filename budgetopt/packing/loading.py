@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from budgetopt.errors import InputError
 from budgetopt.packing.container import PackedSet, unpack_file
+from budgetopt.packing.log_mel import LogMel
+from budgetopt.packing.preparation import Preparation
+from budgetopt.packing.resized import Resized
+from budgetopt.packing.table import TablePreparation
 
 if TYPE_CHECKING:
     import torch.utils.data
@@ -41,8 +45,13 @@ class LoadedSet:
         return self.packed.std
 
     @property
+    def preparation(self) -> Preparation | None:
+        """How samples are made of raw data, where these are not samples yet: `prepare` does it."""
+        return self.packed.preparation
+
+    @property
     def samples(self) -> np.ndarray:
-        """All samples, (n, c, h, w) or (n, f) float32 in the dataset's raw units (say 0 … 255)."""
+        """All samples, (n, c, h, w), (n, c, d, h, w) or (n, f) float32 in the dataset's raw units (say 0 … 255)."""
         return self.packed.decode()
 
     @property
@@ -66,6 +75,36 @@ class LoadedSet:
         for start in range(0, len(self), size):
             index = order[start : start + size]
             yield self.packed.decode(index), labels[index]
+
+    def prepare(self, raw: Any, rate: int | None = None) -> np.ndarray:
+        """What a receiver has itself, made samples as those of the file were, float32 in raw units: a recording, (t,)
+        or (t, channels) at `rate` Hz → (1, mels, frames); a picture, uint8 (h, w) or (h, w, 3) → (c, height, width);
+        rows of a table, columns by name (a mapping to (n,) arrays, a data frame, an Arrow table) → (n, f), by their
+        order where the file names none. Raises `InputError` for what cannot be prepared."""
+        how = self.packed.preparation
+        if isinstance(how, LogMel):
+            if rate is None:
+                raise InputError("a recording needs its sampling rate in Hz: prepare(waveform, rate)")
+            return how.prepare(raw, rate)
+        if rate is not None:
+            raise InputError(f"rate {rate}: samples of shape {self.packed.shape} are not made of recordings")
+        if isinstance(how, Resized):
+            return how.prepare(raw)
+        samples = self._table.samples(raw)
+        if samples.shape[1:] != self.packed.shape:
+            raise InputError(f"the rows make {samples.shape[1]} values, the file's samples have {self.packed.shape[0]}")
+        return samples
+
+    def prepare_labels(self, labels: Any) -> np.ndarray:
+        """A receiver's own labels, (n,) of those that the file names or of class numbers → (n,) int64 classes."""
+        return self._table.labels(labels)
+
+    @property
+    def _table(self) -> TablePreparation:
+        found = self.packed.preparation or TablePreparation()
+        if not isinstance(found, TablePreparation) or len(self.packed.shape) != 1:
+            raise InputError(f"samples of shape {self.packed.shape} are not made of the rows of a table")
+        return found
 
     def to_torch(self, standardize: bool = True) -> torch.utils.data.TensorDataset:
         """A `torch.utils.data.Dataset` of (sample float32, label int64), or of (sample, targets) where the file has

@@ -12,11 +12,6 @@ from budgetopt.packing.fields import EXPONENT_LIMIT, MANTISSA_LIMIT, Reader, Wri
 MOST_MAGNITUDE = 1 << 62  # every integer on the way stays below it
 
 
-def channels_of(shape: tuple[int, ...]) -> int:
-    """Feature vectors have one channel."""
-    return shape[0] if len(shape) == 3 else 1
-
-
 @dataclass(frozen=True)
 class Offsets:
     """The offset of channel c is mantissas[c]·2^(−exponent)."""

@@ -59,7 +59,7 @@ class Silent:
 
 def status(progress: Progress) -> str:
     counts = progress.counts
-    parts = [f"{len(progress.running)} running", f"{counts['complete']} done", f"{counts['stopped']} stopped"]
+    parts = [f"{len(progress.running)} under way", f"{counts['complete']} done", f"{counts['stopped']} stopped"]
     parts += [f"{counts[name]} {name}" for name in ("infeasible", "failed") if counts[name]]
     final = ""
     if progress.phase != "searching" and progress.final_total:

@@ -10,7 +10,8 @@ from budgetopt.packing import read_file, unpack
 from budgetopt.report.picture import sample_sheet
 from budgetopt.report.plots import front_figure
 from budgetopt.result import Result
-from budgetopt.search.folder import RunFolder, write_atomically
+from budgetopt.search.atomic import write_atomically
+from budgetopt.search.folder import RunFolder
 from budgetopt.search.study import Record
 
 
@@ -35,6 +36,7 @@ def front_csv(result: Result) -> str:
         "low",
         "high",
         "binomial_half_width",
+        "macro_f1",
         "validation",
         "dominated_on_test",
         "file",
@@ -43,10 +45,17 @@ def front_csv(result: Result) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*header, *allocation_keys])
     for p in result.front:
-        figures = [p.bytes, p.samples, p.accuracy, *p.interval, p.binomial, p.validation, p.dominated_on_test]
-        writer.writerow([*figures, p.path.relative_to(result.folder), *p.allocation.to_dict().values()])
-    for name, reference in result.references.items():
+        figures: list[object] = [p.bytes, p.samples, p.accuracy, *p.interval, p.binomial, p.macro_f1]
         writer.writerow(
-            [reference["bytes"], reference.get("samples", ""), reference.get("accuracy", ""), "", "", "", "", "", name]
+            [
+                *figures,
+                p.validation,
+                p.dominated_on_test,
+                p.path.relative_to(result.folder),
+                *p.allocation.to_dict().values(),
+            ]
         )
+    for name, reference in result.references.items():
+        known = [reference.get(what, "") for what in ("samples", "accuracy")]
+        writer.writerow([reference["bytes"], *known, "", "", "", reference.get("macro_f1", ""), "", "", name])
     return buffer.getvalue()

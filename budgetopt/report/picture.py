@@ -13,11 +13,11 @@ COLUMNS, MAX_ROWS, TARGET_WIDTH = 10, 20, 480  # samples a class, classes, pixel
 
 def sample_sheet(packed: PackedSet) -> bytes | None:
     """PNG: one row per class with its first samples, as a receiver decodes them; feature vectors as grey strips, one
-    line per sample. None for samples that are no pictures (other than 1 or 3 channels)."""
+    line per sample; voxels by their maximum over depth. None for other samples than of 1 or 3 channels."""
     from PIL import Image
 
     shape = packed.shape
-    if len(shape) == 3 and shape[0] not in (1, 3):
+    if len(shape) > 1 and shape[0] not in (1, 3):
         return None
     starts = np.concatenate([[0], np.cumsum(packed.counts)[:-1]])
     if len(shape) == 1:
@@ -25,14 +25,14 @@ def sample_sheet(packed: PackedSet) -> bytes | None:
         pixels = np.concatenate(rows[:MAX_ROWS])
         sheet = _to_bytes(pixels)
     else:
-        channels, height, width = shape
+        channels, height, width = shape[0], *shape[-2:]
         shown = min(len(packed.counts), MAX_ROWS)
         sheet = np.zeros((shown * (height + 1) + 1, COLUMNS * (width + 1) + 1, channels), np.uint8)
-        first = packed.decode(slice(1 << 10))
+        first = _flat(packed.decode(slice(1 << 10)))
         low_high = (float(first.min()), float(first.max()))
         for row in range(shown):
             stop = starts[row] + min(packed.counts[row], COLUMNS)
-            for column, sample in enumerate(packed.decode(slice(int(starts[row]), int(stop)))):
+            for column, sample in enumerate(_flat(packed.decode(slice(int(starts[row]), int(stop))))):
                 tile = _to_bytes(sample, low_high).transpose(1, 2, 0)
                 top, left = 1 + row * (height + 1), 1 + column * (width + 1)
                 sheet[top : top + height, left : left + width] = tile
@@ -42,6 +42,11 @@ def sample_sheet(packed: PackedSet) -> bytes | None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """(n, c, h, w) as it is, (n, c, d, h, w) seen along its depth."""
+    return x.max(2) if x.ndim == 5 else x
 
 
 def _to_bytes(x: np.ndarray, low_high: tuple[float, float] | None = None) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -12,6 +13,11 @@ from budgetopt.protocol import Protocol, name_of
 from budgetopt.result import Result
 from budgetopt.search.config import NO_LIMIT, SearchConfig
 from budgetopt.search.study import Record
+
+if TYPE_CHECKING:
+    from budgetopt.fisher import Retention
+
+PARENTS = "an optimised set starts from the nearest finished one, where one is near, in a third of the steps"
 
 
 def duration(seconds: float) -> str:
@@ -46,6 +52,7 @@ def plan_lines(config: SearchConfig, dataset: Dataset, out: str, smallest: int) 
         ("protocol", protocol_line(config.protocol)),
         ("objectives", ", ".join(config.objectives)),
         ("search space", config.space_name + (f", starting from {config.init}" if config.init else "")),
+        *([("parents", PARENTS)] if config.parents else []),
         ("workers", where),
         ("limit", f"{', '.join(limits)}, seed {config.seed}"),
         ("results", out),
@@ -69,30 +76,51 @@ def trials_table(front: Sequence[Record], most: int) -> Table:
     return table
 
 
+def fisher_table(classes: Sequence[Retention]) -> Table:
+    """Information of a sample in the file and in the training data, and what the file keeps of all, class by class."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("class", "samples", "information each", "real samples", "each", "a sample, in real ones", "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for c in classes:
+        table.add_row(
+            *(str(c.label), f"{c.samples:,}", f"{c.file:.4g}", f"{c.real:,}", f"{c.train:.4g}"),
+            *(f"{c.each:.2f}", f"{c.total:.2%}"),
+        )
+    return table
+
+
 def front_table(result: Result) -> Table:
-    """The final front with intervals, then the reference lines."""
+    """The final front with intervals, then the reference lines; macro-F1 where classes are of unequal size."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     columns = (
         ("bytes", "right"),
         ("samples", "right"),
         ("test accuracy", "right"),
+        *((("macro-F1", "right"),) if result.imbalanced else ()),
         ("validation", "right"),
         ("allocation", "left"),
     )
     for name, justify in (("", "left"), *columns):
         table.add_column(name, justify=justify, no_wrap=name != "allocation")  # type: ignore[arg-type]
     for p in result.front:
-        note = "  (dominated on test)" if p.dominated_on_test else ""
+        note = "" if p.parent is None else f", from trial {p.parent}, {p.total_steps:,} steps in all"
+        note += "  (dominated on test)" if p.dominated_on_test else ""
         mark = "best" if p == result.best else ""
-        figures = (f"{p.accuracy:.1%} ± {p.half_width:.1%}", f"{p.validation:.1%}")
+        f1 = [_share(p.macro_f1)] if result.imbalanced else []
+        figures = (f"{p.accuracy:.1%} ± {p.half_width:.1%}", *f1, f"{p.validation:.1%}")
         table.add_row(mark, f"{p.bytes:,}", f"{p.samples:,}", *figures, f"{p.allocation}{note}")
     for name, reference in result.references.items():
         size = f"{reference['bytes']:,}" if reference["bytes"] else "n/a"
         accuracy, samples = "as all data", f"{reference['samples']:,}" if "samples" in reference else ""
         if "accuracy" in reference:
             accuracy = f"{reference['accuracy']:.1%} ± {reference['half_width']:.1%}"
-        table.add_row("", size, samples, accuracy, "", name, style="dim")
+        f1 = [_share(reference.get("macro_f1"))] if result.imbalanced else []
+        table.add_row("", size, samples, accuracy, *f1, "", name, style="dim")
     return table
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def closing_lines(result: Result) -> list[str]:

@@ -61,7 +61,7 @@ class Representation(nn.Module):
     ) -> None:
         super().__init__()
         x = torch.from_numpy(np.ascontiguousarray(initial.x, np.float32)).to(device)
-        self.counts, self.spec, self.protocol = initial.counts, spec, protocol
+        self.initial, self.counts, self.spec, self.protocol = initial, initial.counts, spec, protocol
         self.labels = torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts)).to(device)
         self.transform = build_transform(allocation.transform, allocation.transform_options)
         self.transform.check_shape(spec.shape)
@@ -181,6 +181,7 @@ class Representation(nn.Module):
             std=self.spec.std,
             protocol=self.protocol,
             soft=None if soft is None else soft[keep],
+            preparation=self.spec.preparation,
         )
         try:
             packed.check_exponents()

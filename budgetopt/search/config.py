@@ -32,6 +32,8 @@ class SearchConfig(declarative.Strict):
     dataset: str
     data_root: str | None = None
     label: str | None = None  # the label column of a table
+    resize: str | None = None  # what all pictures are made
+    spectrogram: str | None = None  # how those of recordings are made
     budget: Annotated[int, Field(ge=1)]  # bytes
     objectives: dict[str, Annotated[Objective, Field(discriminator="method")]]
     space_name: str
@@ -44,6 +46,7 @@ class SearchConfig(declarative.Strict):
     workers: Annotated[int, Field(ge=1)]
     gpus: Annotated[int, Field(ge=0)] = 0
     init: str | None = None
+    parents: bool = False  # whether trials may start from finished sets
     sampler: Sampler = "tpe"  # what proposes allocations; runs of earlier versions knew no other
     init_hash: str | None = None  # of the file's content: the same path may hold another set later
     warm_start: list[str] = Field(default_factory=list)  # run folders that the sampler learns from
@@ -56,8 +59,11 @@ class SearchConfig(declarative.Strict):
         table = self.model_dump(exclude=may_change)
         if self.sampler == "tpe":
             del table["sampler"]
-        if self.warm_start_hash is None:
-            del table["warm_start_hash"]
+        if not self.parents:
+            del table["parents"]
+        for name in ("warm_start_hash", "resize", "spectrogram"):  # earlier versions had none
+            if table[name] is None:
+                del table[name]
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -66,7 +72,7 @@ class SearchConfig(declarative.Strict):
 
     def with_time_limit(self, values: int) -> SearchConfig:
         """The time limit resolved for samples of `values` values, where none was given."""
-        default = DEFAULT_TIME if values <= SMALL_SAMPLE else DEFAULT_TIME_LARGE
+        default = default_time(values)
         if self.trials is not None:  # the trials are the limit: the clock must not decide what comes out
             default = NO_LIMIT
         return self.model_copy(update={"time_limit": self.time_limit or default})
@@ -80,6 +86,11 @@ class SearchConfig(declarative.Strict):
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {str(path)!r}: {error}") from None
         return declarative.validate(table, str(path), cls)
+
+
+def default_time(values: int) -> float:
+    """Seconds of a search on samples of `values` values, where none are given."""
+    return DEFAULT_TIME if values <= SMALL_SAMPLE else DEFAULT_TIME_LARGE
 
 
 def resolve(
@@ -96,10 +107,13 @@ def resolve(
     workers: int | None = None,
     init: str | Path | None = None,
     label: str | None = None,
+    resize: str | None = None,
+    spectrogram: str | None = None,
     sampler: str | None = None,
     patience: int | None = None,
     warm_start: Sequence[str | Path] = (),
     address: str | None = None,
+    parents: bool = False,
 ) -> tuple[SearchConfig, data.Source]:
     """Turn names into contents, and check them all before anything is written; address: of the Ray cluster that runs
     the trials. Raises `InputError`."""
@@ -114,7 +128,7 @@ def resolve(
         raise InputError(f"the seed must not be negative, got {seed}")
     if sampler is not None and sampler not in get_args(Sampler):
         raise unknown_name("sampler", sampler, get_args(Sampler))
-    source = data.open_source(dataset, data_root, label)
+    source = data.open_source(dataset, data_root, label, resize, spectrogram)
     space_name = space_name or source.space
     pairs = [objective.resolve(name) for name in objectives or DEFAULT_OBJECTIVES]
     named: dict[str, Any] = dict(pairs)
@@ -123,11 +137,16 @@ def resolve(
     if not any(o.method == "coreset" and o.steps == 0 for o in named.values()):
         free = BASELINE if BASELINE not in named else f"{BASELINE}-unrefined"
         named = {free: objective.zero_step_coreset(), **named}
+    if parents and not any(isinstance(o, objective.Optimised) for o in named.values()):
+        raise InputError(f"--parents needs sets that are optimised, not {', '.join(named)} alone: --objective dm")
     cores, gpus = machine(address)
     config = SearchConfig(
         dataset=dataset if source.path is None else str(source.path.resolve()),
         data_root=None if data_root is None else str(Path(data_root).resolve()),
         label=label,
+        resize=resize,
+        spectrogram=spectrogram,
+        parents=parents,
         sampler=cast(Sampler, sampler or DEFAULT_SAMPLER),
         budget=size,
         objectives=named,

@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from budgetopt.errors import InputError
+from budgetopt.errors import InputError, first_line
 
 _SCRATCH = "bo-"  # prefix of the temporary folder, followed by the driver's process id
 _QUIET = {
@@ -29,11 +30,18 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
 }
+_ALWAYS = {
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the searcher alone says how many trials there may be
+    # For the worker processes, read by glibc when they start: keep freed activations instead of returning them to the
+    # system and faulting them in again at every step (a training step of 128 28×28 images: 95 → 57 ms on one core).
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+}
 
 
-# For the worker processes, read by glibc when they start: keep freed activations instead of returning them to the
-# system and faulting them in again at every step (a training step of 128 28×28 images: 95 → 57 ms on one core).
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+def environment() -> dict[str, str]:
+    """Environment of Ray's processes."""
+    return _QUIET | _ALWAYS
 
 
 def cluster_resources(address: str) -> tuple[int, int]:
@@ -50,7 +58,7 @@ def ray_session(workers: int, gpus: int, verbose: bool, address: str | None = No
     """A private Ray on this machine, closed and its folder removed at the end, or a connection to the cluster at
     `address`; → a folder for what Ray writes. A Ray that the caller has already started is used, and left running.
     Raises `InputError` where no cluster answers."""
-    for name, value in (_ALLOCATOR if verbose else _QUIET | _ALLOCATOR).items():
+    for name, value in (_ALWAYS if verbose else environment()).items():
         os.environ.setdefault(name, value)
     _remove_orphans()
     # short: socket paths inside it are limited to 107 bytes
@@ -99,10 +107,9 @@ def _connect(address: str, quiet: dict[str, Any]) -> None:
         socket.create_connection((host, int(port)), timeout=10.0).close()  # Ray itself asks for minutes
         ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError, OverflowError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"cannot join the Ray cluster at {address!r}: {why} (start one with 'ray start --head', and set its "
-            f"RAY_AUTH_TOKEN here, if it has one)"
+            f"cannot join the Ray cluster at {address!r}: {first_line(error)} (start one with 'ray start "
+            f"--head', and set its RAY_AUTH_TOKEN here, if it has one)"
         ) from None
 
 
@@ -124,26 +131,56 @@ def gpu_share(workers: int, gpus: int) -> float:
     return 1.0 / math.ceil(workers / gpus) if gpus else 0.0
 
 
+def proposed_ahead(workers: int) -> int:
+    """Proposals made before there is a worker for them, so that none waits for the sampler. With one worker there are
+    none: what is asked then must not depend on how far the trial that runs has come."""
+    return math.ceil(workers / 2) if workers > 1 else 0
+
+
+class Places:
+    """How many trials there may be at a time, those proposed ahead included: `workers`, and as many more as machines
+    that joined since have room for. Needs an open Ray session."""
+
+    def __init__(self, workers: int, gpus: int) -> None:
+        self._workers, self._kind = workers, "GPU" if gpus else "CPU"
+        self._share = gpu_share(workers, gpus) or 1.0
+        self._first = self._room()
+        self._looked, self._found = -math.inf, 0
+
+    def _room(self) -> int:
+        import ray
+
+        return int(ray.cluster_resources().get(self._kind, 0.0) / self._share)
+
+    def __call__(self) -> int:
+        if time.monotonic() - self._looked > 1.0:
+            room = self._room()
+            workers = max(1, self._workers + room - self._first)
+            # a proposal made ahead runs at once where Ray has room for more than `workers`
+            self._found = workers + (proposed_ahead(workers) if workers >= room else 0)
+            self._looked = time.monotonic()
+        return self._found
+
+
 def run_trials(
     context: Any,
     searcher: Any,
     scheduler: Any,
     out: Path,
-    workers: int,
-    gpus: int,
+    share: float,
     stop: Callable[[], bool],
     scratch: Path,
     verbose: bool,
     cluster: bool = False,
 ) -> None:
-    """Run trials until the searcher has no more or `stop()` is true. What is running then is abandoned. cluster:
+    """Run trials until the searcher has no more or `stop()` is true. What is running then is abandoned. share: GPU of
+    one trial; cluster:
     workers may be on machines that do not see the run folder; their files come to this one."""
     from ray import tune
 
     from budgetopt.search.stopper import StopWhen
 
-    share = gpu_share(workers, gpus)
-    resources = {"cpu": 1, "gpu": share} if gpus else {"cpu": 1}
+    resources = {"cpu": 1, "gpu": share} if share else {"cpu": 1}
     receiver = _receiver(out) if cluster else None
     trainable = tune.with_parameters(_trial_in_worker, context=context, out=str(out), share=share, receiver=receiver)
     tuner = tune.Tuner(
@@ -152,7 +189,6 @@ def run_trials(
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=workers,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -167,13 +203,17 @@ def run_trials(
 
 
 class _Receiver:
-    """Runs as an actor on the driver's machine: writes the files of workers elsewhere into the run folder."""
+    """Runs as an actor on the driver's machine: writes the files of workers elsewhere into the run folder, and reads
+    those of parents for them."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
 
     def write(self, name: str, data: bytes) -> dict[str, str]:
         return _write(self._out, name, data)
+
+    def read(self, file: str) -> bytes:
+        return _read(self._out, file)
 
 
 def _receiver(out: Path) -> Any:
@@ -191,17 +231,13 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
     import torch
     from ray import tune
 
-    from budgetopt import trial
     from budgetopt.allocation import Allocation
     from budgetopt.errors import OverBudget
     from budgetopt.search import storage
-    from budgetopt.search.folder import RunFolder
 
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    allocation = Allocation.from_dict(config["allocation"])
-    device = _device(share)
-    kept = trial.checkpoint(context, allocation, RunFolder(out).checkpoints) if Path(out).is_dir() else None
-    reports = trial.run(context, allocation, device, kept)
+    allocation, began = Allocation.from_dict(config["allocation"]), time.time()
+    reports = _reports(allocation, config.get("parent"), context, Path(out), _device(share), receiver)
     while True:
         try:
             report = next(reports, None)
@@ -218,6 +254,7 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
                 "accuracies": list(report.evaluation.accuracies),
                 "error": report.evaluation.standard_error,
                 "loss": None if report.loss != report.loss else report.loss,
+                "began": began,
                 "seconds": report.seconds,
                 "training_seconds": report.training_seconds,
             }
@@ -240,10 +277,33 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
             return
 
 
+def _reports(
+    allocation: Any, chosen: dict[str, Any] | None, context: Any, out: Path, device: Any, receiver: Any
+) -> Iterator[Any]:
+    """Of the trial; its parent is read when the first is asked for, so that an error of it is one of the trial."""
+    import ray
+
+    from budgetopt import trial
+    from budgetopt.search.folder import RunFolder
+
+    parent = None
+    if chosen is not None:
+        file = chosen["file"]
+        parent = _read(out, file) if receiver is None else ray.get(receiver.read.remote(file))
+    kept = trial.checkpoint(context, allocation, RunFolder(out).checkpoints, parent) if out.is_dir() else None
+    yield from trial.run(context, allocation, device, kept, parent)
+
+
+def _read(out: Path, file: str) -> bytes:
+    from budgetopt.packing import read_file
+
+    return read_file(out / file)
+
+
 def _write(out: Path, name: str, data: bytes) -> dict[str, str]:
     from budgetopt.packing import unpack
     from budgetopt.report.picture import sample_sheet
-    from budgetopt.search.folder import write_atomically
+    from budgetopt.search.atomic import write_atomically
 
     write_atomically(out / "trials" / f"{name}.bopt", data)
     written = {"file": f"trials/{name}.bopt"}

@@ -32,7 +32,10 @@ TRANSFER = 0.5  # doubt that one trial on other data says something here, in log
 @dataclass(frozen=True)
 class Observed:
     """One trial. kind: its allocation with one sample a class; settled: it need not be proposed again; bytes, samples,
-    accuracy, error: at the last rung of a finished one; rungs: (accuracy, error) below the last, or all there are."""
+    accuracy, error: at the last rung of a finished one; rungs: (accuracy, error) below the last, or all there are;
+    child: whether it started from another's set. A child's accuracy is evidence like any other: it is that of a file of
+    its allocation, and where there are parents the next trial nearby starts from one too. Only its rungs say something
+    else: it is nearly done at the first."""
 
     number: int
     allocation: Allocation
@@ -44,6 +47,7 @@ class Observed:
     accuracy: float | None
     error: float
     rungs: Mapping[int, tuple[float, float]]
+    child: bool = False
 
     @property
     def settled(self) -> bool:
@@ -83,7 +87,8 @@ def observe(trial: FrozenTrial, allocation_of: Callable[[Mapping[str, Any]], All
         rungs.pop(max(rungs))
     known = trial.user_attrs.get("initial_bytes")
     kind = replace(allocation, ipc=1)
-    return Observed(trial.number, allocation, kind, record.state, known, size, samples, accuracy, error, rungs)
+    held = (known, size, samples, accuracy, error, rungs)
+    return Observed(trial.number, allocation, kind, record.state, *held, child=record.parent is not None)
 
 
 class KindTable:
@@ -188,12 +193,12 @@ class KindTable:
         n = np.array(count, np.float64) / len(self._problem.class_counts)
         return Points(np.array([self._at(o) for o in observed], np.int64), n)
 
-    def _rung(self, observed: Observed, rung: int) -> tuple[bool, int]:
-        """Rungs are shares of different things where nothing is optimised."""
-        return observed.allocation.objective in self._problem.trained, rung
+    def _rung(self, observed: Observed, rung: int) -> tuple[bool, bool, int]:
+        """Rungs are shares of different things where nothing is optimised, or fine-tuned only."""
+        return observed.allocation.objective in self._problem.trained, observed.child, rung
 
-    def _offsets(self, complete: Sequence[Observed]) -> dict[tuple[bool, int], tuple[float, float]]:
-        pairs: dict[tuple[bool, int], list[tuple[float, float]]] = defaultdict(list)
+    def _offsets(self, complete: Sequence[Observed]) -> dict[tuple[bool, bool, int], tuple[float, float]]:
+        pairs: dict[tuple[bool, bool, int], list[tuple[float, float]]] = defaultdict(list)
         for o in complete:
             for rung, (accuracy, _) in o.rungs.items():
                 pairs[self._rung(o, rung)].append((accuracy, o.accuracy or 0.0))

@@ -23,8 +23,9 @@ from budgetopt.packing.fields import MANTISSA_LIMIT
 from budgetopt.protocol import name_of, to_field
 from budgetopt.scores import Evaluation, Score
 from budgetopt.search import engine
+from budgetopt.search.atomic import write_atomically
 from budgetopt.search.config import SearchConfig
-from budgetopt.search.folder import RunFolder, write_atomically
+from budgetopt.search.folder import RunFolder
 from budgetopt.search.progress import Observer, Progress
 from budgetopt.search.study import Record
 
@@ -135,6 +136,7 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
         "protocol": name_of(config.protocol),
         "protocol_hash": config.protocol.hash,
         "split_hash": final.dataset.spec.split_hash,
+        "class_counts": list(final.dataset.spec.class_counts),
         "seed": config.seed,
         "candidates": len(candidates),
         "candidates_near_front": wanted,
@@ -159,6 +161,7 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
                 "validation": _figure(figures[names[i]]),
                 "test": None,
             }
+            | ({"parent": record.parent, "total_steps": record.total_steps} if config.parents else {})
         )
     best_file = folder.path / table["members"][table["best"]]["file"]
     write_atomically(folder.best, best_file.read_bytes())
@@ -171,7 +174,10 @@ def _test(final: Final, table: dict[str, Any]) -> None:
     config, spec = final.config, final.dataset.spec
     final.progress.phase = "evaluating the front on the test split"
     final.observer.message(f"front of {len(table['members'])} fixed on validation; now the test split, once")
+    known = final.dataset.source.notes
     test = final.dataset.load_test()
+    for note in final.dataset.source.notes[len(known) :]:  # samples that cannot be read
+        final.observer.message(note)
     train = final.dataset.train
     seeds = config.protocol.seeds
     subjects: dict[str, tuple[Any, list[int]]] = {}
@@ -225,6 +231,7 @@ def lossless_bytes(dataset: Dataset, config: SearchConfig) -> int | None:
         mean=dataset.spec.mean,
         std=dataset.spec.std,
         protocol=to_field(config.protocol),
+        preparation=dataset.spec.preparation,
     )
     data = pack(packed)
     decoded = unpack(data)

@@ -7,14 +7,16 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from budgetopt.errors import InputError
+from budgetopt.search.atomic import write_atomically
 from budgetopt.search.config import SearchConfig
+from budgetopt.search.mirror import Mirror, is_url
 from budgetopt.search.storage import Place, Remote
 
 if TYPE_CHECKING:
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """Paths inside a run folder. Nothing is written by the constructor."""
+    """Paths inside a run folder, or inside the working copy of one that is kept where a URL says (`mirror`). Nothing is
+    read or written by the constructor."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.mirror = Mirror(str(path)) if is_url(path) else None
+        self.path = self.mirror.folder if self.mirror else Path(path)
         self.config, self.storage = self.path / "config.json", self.path / "storage.json"
         self.versions = self.path / "versions.json"
         self.trials, self.artifacts, self.front = self.path / "trials", self.path / "artifacts", self.path / "front"
@@ -34,6 +38,7 @@ class RunFolder:
         self.front_png, self.best_png = self.path / "front.png", self.path / "best.png"
         self.init, self.warm_start = self.path / "init.npz", self.path / "warm_start.json"
         self.best = self.path / "best.bopt"
+        self.driver = self.path / "driver.json"  # where the Ray of the process that drives the run listens
         self.test_evaluations = self.path / "test_evaluations.jsonl"
 
     @property
@@ -42,20 +47,24 @@ class RunFolder:
         return Remote.read(self.storage) if self.storage.exists() else self.path / "study.db"
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self.mirror.name if self.mirror else str(self.path)
 
     @classmethod
     def existing(cls, path: str | Path) -> RunFolder:
         folder = cls(path)
+        if folder.mirror:
+            folder.mirror.pull()
         if not folder.path.is_dir():
-            raise InputError(f"no run folder at {str(path)!r}")
+            raise InputError(f"no run folder at {str(folder)!r}")
         return folder
 
     def prepare(self, config: SearchConfig) -> bool:
         """Check the folder for a new run; → True if it already holds this very run, which then goes on.
 
-        Raises `InputError` for a folder that holds a different run or other files; writes nothing.
+        Raises `InputError` for a folder that holds a different run or other files; writes nothing to it.
         """
+        if self.mirror:
+            self.mirror.pull()
         if not self.path.exists():
             return False
         if not self.path.is_dir():
@@ -132,17 +141,25 @@ class RunFolder:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(f"another process is driving the run {str(self)!r}: wait for it or stop it") from None
-            yield
+                raise InputError(
+                    f"another process is driving the run {str(self)!r}: wait for it or stop it, or lend it the cores "
+                    f"of this machine with 'budgetopt resume {self} --join'"
+                ) from None
+            with self.mirror.in_step() if self.mirror else nullcontext():
+                yield
         finally:
             os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside and rename: a reader, or a crash, sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+def dataset_of(
+    file: Path, dataset: str | None, data_root: str | Path | None, label: str | None
+) -> tuple[str, str | Path | None, str | None]:
+    """(dataset, data root, label column): as given, by default those of the run folder around `file`. Raises
+    `InputError` where there is neither."""
+    if dataset is not None:
+        return dataset, data_root, label
+    run = RunFolder.enclosing(file)
+    if run is None:
+        raise InputError(f"{str(file)!r} lies in no run folder: name the dataset with --dataset")
+    dataset, root, its_label = run.dataset()
+    return dataset, data_root or root, label or its_label

@@ -22,7 +22,7 @@ import optuna
 import platformdirs
 import torch
 
-from budgetopt import data, initial, methods, networks, result
+from budgetopt import data, initial, methods, networks, objective, protocol, result
 from budgetopt import teacher as teachers
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import BudgetoptError, InputError, Interrupted
@@ -39,6 +39,8 @@ from budgetopt.search.evidence import Earlier
 from budgetopt.search.explanation import Explanation, explain
 from budgetopt.search.finish import MOST_CANDIDATES, Final, finish
 from budgetopt.search.folder import RunFolder
+from budgetopt.search.joining import open_to_others
+from budgetopt.search.parents import ParentChoice
 from budgetopt.search.problem import Measures, problem_of
 from budgetopt.search.progress import Observer, Progress
 from budgetopt.search.sampler import RateDistortionSampler
@@ -85,6 +87,10 @@ def new_run(
     if place is not None:
         storages.opened(place)  # an error of it comes before anything is written
     dataset, context, selector = _prepare(config, source)
+    # not where a run goes on: it may be older than this check
+    protocol.check_augmentation(config.protocol.augment, dataset.spec.shape)
+    for name, chosen in config.objectives.items():
+        objective.check_augmentation(name, chosen, dataset.spec.shape)
     smallest = smallest_file(config, context, selector)
     config = config.with_time_limit(dataset.spec.values)
     report.plan(config, dataset, out, smallest)
@@ -122,6 +128,8 @@ def resume_run(
     config = config.model_copy(update={k: v for k, v in updates.items() if v is not None})
     studies.check(out.study)  # before the lock is written
     if all(path.exists() for path in (out.front_json, out.front_csv, out.front_png)) and result.is_final(out.path):
+        if out.mirror:
+            out.mirror.push()  # what the end of the run could not
         return result.read(out.path)  # also where nothing can be written
     with storages.explained(str(out)), out.locked():
         storages.mend(out.study)
@@ -131,7 +139,7 @@ def resume_run(
             if not all(path.exists() for path in (out.front_csv, out.front_png)):  # killed before the reports
                 files.write_reports(found, studies.records(study))
             return found
-        source = data.open_source(config.dataset, config.data_root, config.label)
+        source = _source(config)
         kept = config.model_copy(update={"init": out.init_copy(config)})
         dataset, context, selector = _prepare(kept, source)
         if study.user_attrs.get("split_hash", dataset.spec.split_hash) != dataset.spec.split_hash:
@@ -146,10 +154,14 @@ def resume_run(
         return _drive(config, dataset, context, study, out, report, verbose, earlier, address)
 
 
+def _source(config: SearchConfig) -> data.Source:
+    return data.open_source(config.dataset, config.data_root, config.label, config.resize, config.spectrogram)
+
+
 def _prepare(config: SearchConfig, source: data.Source) -> tuple[Dataset, TrialContext, Selector]:
     dataset = Dataset.prepare(source, config.seed)
     networks.check_shape(config.protocol.network, dataset.spec.shape)
-    source.check_test_part(dataset.spec.shape)
+    dataset.source.check_test_part(dataset.spec.shape)
     init = None if config.init is None else initial.read(config.init, dataset.spec)
     context = TrialContext(
         train=dataset.train,
@@ -200,7 +212,7 @@ def _drive(
     observer = report.watch(progress)
     try:
         session = engine.ray_session(config.workers, config.gpus, verbose, address)
-        with _interruptible() as interrupted, session as scratch:
+        with interruptible() as interrupted, session as scratch, open_to_others(out):
             run = _Run(config, dataset, context, study, out, progress, observer, interrupted)
             if not out.front_json.exists():
                 _search(run, scratch, verbose, address is not None)
@@ -243,9 +255,11 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
         progress,
         run.observer,
         run.out.checkpoints,
+        engine.Places(config.workers, config.gpus),
         config.sampler,
         config.patience,
         earlier,
+        ParentChoice(context, run.out.path) if config.parents else None,
     )
 
     def stop() -> bool:
@@ -268,8 +282,7 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
                 searcher,
                 scheduler,
                 run.out.path.resolve(),
-                config.workers,
-                config.gpus,
+                engine.gpu_share(config.workers, config.gpus),
                 stop,
                 scratch,
                 verbose,
@@ -309,8 +322,8 @@ def with_shared(run: _Run) -> TrialContext:
         if run.interrupted():
             raise Interrupted(f"interrupted: go on with 'budgetopt resume {run.out}'")
 
-    for name, objective in config.objectives.items():
-        found[name] = methods.shared(objective, material, config.seed, cache_folder(), told)
+    for name, chosen in config.objectives.items():
+        found[name] = methods.shared(chosen, material, config.seed, cache_folder(), told)
     known: dict[str, Any] = {}
     if run.context.init is None:
         offered = config.space.selections(run.dataset.spec.shape)
@@ -332,7 +345,7 @@ def explain_run(out: RunFolder) -> Explanation:
     config = SearchConfig.load(out.config)
     study = studies.load(out.study)
     kept = config.model_copy(update={"init": out.init_copy(config)})
-    _, context, selector = _prepare(kept, data.open_source(config.dataset, config.data_root, config.label))
+    _, context, selector = _prepare(kept, _source(config))
     most_ipc = Design(kept, context, selector).most_ipc
     problem = problem_of(context, config.space, most_ipc, Measures(context, selector))
     sampler = RateDistortionSampler(problem, warm_start=_earlier(out, config, context))
@@ -358,7 +371,7 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM set a flag that ends the run in order; a second Ctrl-C is Python's own."""
     pressed: list[float] = []
     if threading.current_thread() is not threading.main_thread():

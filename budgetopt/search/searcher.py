@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from budgetopt.allocation import Allocation
 from budgetopt.methods.selection import Selector
 from budgetopt.search import study as records
 from budgetopt.search.evidence import Earlier
+from budgetopt.search.parents import ParentChoice
 from budgetopt.search.problem import Measures, problem_of
 from budgetopt.search.progress import Observer, Progress
 from budgetopt.search.sampler import RateDistortionSampler
@@ -39,7 +40,7 @@ def _hopeless_in_a_row(study: optuna.Study) -> int:
 class StudySearcher(Searcher):
     """Proposals that are over budget before they start, or that repeat an earlier allocation, are recorded as PRUNED
     and never run; a neighbour that fits is enqueued in their place. A proposal is a pure function of the study and
-    the run seed.
+    the run seed. `places()`: how many trials there may be at a time.
     """
 
     def __init__(
@@ -53,14 +54,16 @@ class StudySearcher(Searcher):
         progress: Progress,
         observer: Observer,
         checkpoints: Path,
+        places: Callable[[], int],
         sampler: str = "tpe",
         patience: int | None = None,
         warm_start: Sequence[Earlier] = (),
+        parents: ParentChoice | None = None,
     ) -> None:
         super().__init__(metric=None, mode=None)
         self._study, self._space, self._context = study, space, context
         self._most_ipc, self._trials, self._progress, self._observer = most_ipc, trials, progress, observer
-        self._checkpoints = checkpoints
+        self._checkpoints, self._places, self._parents = checkpoints, places, parents
         self._live: dict[str, optuna.Trial] = {}
         self._measures = Measures(context, selector)
         self._guided: RateDistortionSampler | None = None
@@ -102,6 +105,8 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._trials is not None and self.count >= self._trials:
             return Searcher.FINISHED
+        if len(self._live) >= self._places():
+            return None
         for _ in range(MOST_ASKS):
             number_of_trials = len(self._study.get_trials(deepcopy=False))
             self._study.sampler = self._sampler(derive("sampler", self._context.seed, number_of_trials) % 2**32)
@@ -125,7 +130,8 @@ class StudySearcher(Searcher):
             self._live[trial_id] = trial
             self._progress.running.add(trial.number)
             self.count += 1
-            return {"allocation": allocation.to_dict(), "number": trial.number}
+            config = {"allocation": allocation.to_dict(), "number": trial.number}
+            return config if self._parents is None else config | {"parent": self._parent(trial, allocation)}
         self.exhausted = True
         return Searcher.FINISHED
 
@@ -136,6 +142,20 @@ class StudySearcher(Searcher):
         return optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True, constant_liar=True
         )
+
+    def _parent(self, trial: optuna.Trial, allocation: Allocation) -> dict[str, Any] | None:
+        """Chosen once, and in the study before the trial starts: one that is started again has the parent it had, if
+        its file is still there."""
+        assert self._parents is not None
+        of_twin: dict[str, Any] = {}
+        if "restart_of" in trial.user_attrs:
+            of_twin = self._study.get_trials(deepcopy=False)[trial.user_attrs["restart_of"]].user_attrs
+        chosen = of_twin.get(records.PARENT)
+        if records.PARENT not in of_twin or (chosen and not self._parents.is_there(chosen["file"])):
+            parent = self._parents.of(allocation, self._progress.complete())
+            chosen = None if parent is None else asdict(parent)
+        trial.set_user_attr(records.PARENT, chosen)
+        return chosen
 
     def _rejected(self, trial: optuna.Trial, allocation: Allocation) -> bool:
         """Tell PRUNED what need not run, and enqueue the nearest allocation that does."""
@@ -187,8 +207,11 @@ class StudySearcher(Searcher):
             self._record(self._live[trial_id], result)
 
     def _record(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
-        names = ("step", "bytes", "samples", "accuracy", "error", "accuracies", "loss", "seconds", "file")
+        names = ("step", "bytes", "samples", "accuracy", "error", "accuracies", "loss", "began", "seconds", "file")
         trial.set_user_attr(f"rung/{result['rung']}", {name: result.get(name) for name in names})
+        if self._parents is not None:
+            parent = trial.user_attrs[records.PARENT]
+            trial.set_user_attr(records.TOTAL_STEPS, result["step"] + (parent["steps"] if parent else 0))
         if result["last"]:
             self._progress.training_seconds.append(result["training_seconds"])
 

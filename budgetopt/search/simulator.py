@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -63,24 +64,30 @@ def simulate(
     first: Sequence[int] = (),
     time_limit: float = np.inf,
     asking: float = 0.0,
+    ahead: int = 0,
 ) -> Outcome:
     """Run `sampler` on seed `seed` of the table until `trials` have ended or the limit is reached.
 
     What `StudySearcher` does for every sampler is done here too: a proposal that is known already or too large before
     it starts costs nothing, is told as pruned with its constraint, and the nearest entry that may run takes its place.
     `first`: entries that start the search, as its design does. asking: seconds of the driver for one proposal, during
-    which it makes no other. Of two events at the same time that of the trial that
-    started first comes first.
+    which it makes no other; ahead: proposals that wait for a worker, as `engine.proposed_ahead`. Of two events at the
+    same time that of the trial that started first comes first.
     """
     search = _Search(table, seed, sampler, scheduler, asking)
     for entry in first:
         search.study.enqueue_trial(search.grid.parameters(table.allocations[entry]))
     while True:
-        while len(search.events) < workers and search.begun < trials and search.start():
-            pass
+        while (
+            len(search.events) + len(search.ready) < workers + ahead and search.proposed < trials and search.propose()
+        ):
+            if len(search.events) < workers:
+                search.begin()
         if not search.events or search.events[0][0] > time_limit:
             return search.outcome
         search.next_event()
+        if search.ready and len(search.events) < workers:
+            search.begin()
 
 
 class _Search:
@@ -93,15 +100,21 @@ class _Search:
         self.events: list[tuple[float, int, int, int]] = []  # time, number of the start, entry, rung
         self._live: dict[int, tuple[optuna.Trial, float]] = {}  # number of the start → trial, time of the start
         self._open = table.initial_bytes[:, seed] <= table.budget  # may still be started
-        self.begun, self._now, self._driver_free = 0, 0.0, 0.0
+        self.ready: deque[tuple[optuna.Trial, int, float]] = deque()  # proposals: entry, time when it was made
+        self.proposed, self._begun, self._now, self._driver_free = 0, 0, 0.0, 0.0
 
-    def start(self) -> bool:
-        """Start one trial now; False where no entry is left."""
+    @property
+    def under_way(self) -> int:
+        """Trials that run, and proposals that wait for a worker."""
+        return len(self.events) + len(self.ready)
+
+    def propose(self) -> bool:
+        """Make one proposal; False where no entry is left."""
         if not self._open.any():
             return False
-        begin = max(self._now, self._driver_free)
+        self._driver_free = max(self._now, self._driver_free)
         while True:
-            begin += self._asking
+            self._driver_free += self._asking
             trial = self.study.ask()
             parameters = self.grid.suggest(trial)
             allocation = self.grid.allocation(parameters)
@@ -118,13 +131,19 @@ class _Search:
             distance = np.where(self._open, self.grid.distances(parameters), np.inf)
             self.study.enqueue_trial(self.grid.parameters(self.table.allocations[int(np.argmin(distance))]))
         self._open[entry] = False
-        self._live[self.begun] = trial, begin
-        self._driver_free = begin
-        self.outcome.idle += begin - self._now
-        self._schedule(self.begun, entry, 0)
-        self.outcome.started.append(entry)
-        self.begun += 1
+        self.ready.append((trial, entry, self._driver_free))
+        self.proposed += 1
         return True
+
+    def begin(self) -> None:
+        """Start the first proposal on a worker that is free now."""
+        trial, entry, made = self.ready.popleft()
+        begin = max(self._now, made)
+        self._live[self._begun] = trial, begin
+        self.outcome.idle += begin - self._now
+        self._schedule(self._begun, entry, 0)
+        self.outcome.started.append(entry)
+        self._begun += 1
 
     def _schedule(self, number: int, entry: int, rung: int) -> None:
         seconds = self.table.seconds[entry, self._seed, rung]

@@ -2,7 +2,8 @@
 
 Concurrency: only the driver writes trials; the dashboard and `budgetopt front` read while it runs (SQLite in WAL mode).
 Values of a finished trial: (log2 bytes, validation accuracy). Everything else is a user attribute:
-`allocation`, `key`, `rung/R` for every report, `bytes`, `file`, `reason` for what did not finish.
+`allocation`, `key`, `rung/R` for every report, `bytes`, `file`, `reason` for what did not finish; where trials may
+start from others, `parent` before the first report and `total_steps` from then on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -33,6 +35,10 @@ IMPOSSIBLE = "impossible"  # a quantizer that cannot take what the transform mak
 # Reasons of FAIL trials that are not the trial's own fault: they are started again by `resume`.
 INTERRUPTED = "interrupted"
 
+# User attributes where trials may start from others: a `search.parents.Parent`, or None for one that starts anew, and
+# the distillation steps behind a trial's last report, those of its parents included.
+PARENT, TOTAL_STEPS = "parent", "total_steps"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -48,10 +54,33 @@ class Record:
     file: str | None
     message: str | None
     rungs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    parent: int | None = None  # the trial whose set this one started from
+    total_steps: int | None = None  # of distillation, those of the parents included
 
 
 def create(place: Place) -> optuna.Study:
-    study = optuna.create_study(storage=storage.opened(place), study_name=storage.name_of(place), directions=DIRECTIONS)
+    """A new study. A run folder's own file is there whole or not at all: Optuna fills in what a half-made one lacks, so
+    that somebody who only looks would break what the driver is making."""
+    if not isinstance(place, Path):
+        return _created(storage.opened(place), place)
+    partial = place.with_name(f".{place.name}.partial")
+    for left in place.parent.glob(f"{partial.name}*"):  # by a killed process
+        left.unlink()
+    made = storage.opened(partial)
+    _created(made, place)
+    assert isinstance(made, RDBStorage)
+    made.remove_session()
+    made.engine.dispose()
+    with closing(sqlite3.connect(partial)) as connection:
+        # empties the log, which goes with the last connection: it would not be renamed with the file. That stays in WAL
+        # mode, so that nobody who opens it has to change it.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    partial.replace(place)
+    return optuna.load_study(storage=storage.opened(place), study_name=storage.name_of(place))
+
+
+def _created(made: BaseStorage, place: Place) -> optuna.Study:
+    study = optuna.create_study(storage=made, study_name=storage.name_of(place), directions=DIRECTIONS)
     study.set_metric_names(METRICS)
     return study
 
@@ -90,6 +119,7 @@ def record(trial: FrozenTrial) -> Record:
         TrialState.WAITING: "waiting",
         TrialState.FAIL: "interrupted" if reason == INTERRUPTED else "failed",
     }.get(trial.state, "stopped" if reason == STOPPED else "infeasible" if reason == OVER_AFTER else "skipped")
+    parent = attributes.get(PARENT)
     return Record(
         number=trial.number,
         state=state,
@@ -101,6 +131,8 @@ def record(trial: FrozenTrial) -> Record:
         file=last.get("file"),
         message=attributes.get("message") or reason,
         rungs=rungs,
+        parent=parent["trial"] if parent else None,
+        total_steps=attributes.get(TOTAL_STEPS, last.get("step")),
     )
 
 

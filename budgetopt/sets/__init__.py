@@ -53,8 +53,11 @@ def _checked(arrays: Arrays, path: Path, units: Units) -> SampleSet:
     x = to_channels_first(arrays.x)
     soft = soft_labels(arrays.y, path) if arrays.y.ndim == 2 and arrays.y.shape[1] > 1 else None
     y = arrays.y if soft is None else soft.argmax(1)
-    if x.ndim not in (2, 4) or y.shape != (len(x),):
-        raise InputError(f"{path}: samples {x.shape} and labels {arrays.y.shape} do not match (n, c, h, w) and (n,)")
+    if x.ndim not in (2, 4, 5) or y.shape != (len(x),):
+        raise InputError(
+            f"{path}: samples {x.shape} and labels {arrays.y.shape} do not match (n, c, h, w) or (n, c, d, h, w) "
+            "and (n,)"
+        )
     whole = arrays.x.dtype.kind in "bui"
     raw, statistics, note = units.to_raw(floats(x, path), path, arrays.certain or whole)
     notes = (*arrays.notes, *filter(None, [note]))

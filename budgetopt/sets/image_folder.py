@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from budgetopt.data.pictures import FORMATS, SUFFIXES
+from budgetopt.data.pictures import GREY as _GREY
 from budgetopt.errors import InputError
 from budgetopt.packing.container import MAX_SYMBOLS
 from budgetopt.sets.arrays import Arrays
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM", "TIFF")  # those that no other program has to read
-_GREY = {"1", "L", "LA"}
 _SHOWN = 10  # classes named in a note
 
 

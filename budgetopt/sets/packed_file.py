@@ -21,4 +21,5 @@ def read(path: Path) -> SampleSet:
         packed.std,
         packed.protocol,
         packed,
+        preparation=packed.preparation,
     )

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from budgetopt.errors import InputError
-from budgetopt.packing import PackedSet
+from budgetopt.packing import PackedSet, Preparation
 
 MAX_CLASSES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class SampleSet:
-    """x: (n, c, h, w) or (n, f) float32 in raw units, y: (n,) int64, in the file's order (most useful first inside a
-    class). soft: (n, C) probabilities, or None. classes: C, 0 where only the labels tell. mean, std: (c,) input
-    standardisation, protocol: the field of a `.bopt`, packed: what a `.bopt` held; each None where the file has none.
-    notes: what the reader had to decide, in sentences for the user."""
+    """x: (n, c, h, w), (n, c, d, h, w) or (n, f) float32 in raw units, y: (n,) int64, in the file's order (most useful
+    first inside a class). soft: (n, C) probabilities, or None. classes: C, 0 where only the labels tell. mean, std:
+    (c,) input standardisation, protocol, preparation: the fields of a `.bopt`, packed: what a `.bopt` held; each None
+    where the file has none. notes: what the reader had to decide, in sentences for the user."""
 
     name: str
     x: np.ndarray
@@ -29,6 +29,7 @@ class SampleSet:
     protocol: int | bytes | None = None
     packed: PackedSet | None = None
     notes: tuple[str, ...] = ()
+    preparation: Preparation | None = None
 
     def __len__(self) -> int:
         return len(self.y)

@@ -12,8 +12,8 @@ Statistics = tuple[np.ndarray, np.ndarray]
 
 
 def of_samples(x: np.ndarray, name: str) -> Statistics:
-    """Mean and std of each channel of x, (n, c, h, w) or (n, f) with one channel: (c,) float32, as `rounded`."""
-    channels = x if x.ndim == 4 else x[:, None]
+    """Mean and std of each channel of x, (n, c, …) or (n, f) with one channel: (c,) float32, as `rounded`."""
+    channels = x if x.ndim > 2 else x[:, None]
     axes = (0, *range(2, channels.ndim))
     mean = channels.mean(axes, dtype=np.float64)
     std = channels.std(axes, dtype=np.float64)

@@ -13,8 +13,8 @@ from budgetopt.packing.layout import Layout
 
 
 class Transform(ABC):
-    """Raw units (n, c, h, w) or (n, f) ↔ coded domain (n, K). `forward(inverse(z)) = z` within `tolerance`, relative to
-    the spread of z, for z that `forward` can give."""
+    """Raw units (n, c, h, w), (n, c, d, h, w) or (n, f) ↔ coded domain (n, K). `forward(inverse(z)) = z` within
+    `tolerance`, relative to the spread of z, for z that `forward` can give."""
 
     tolerance: ClassVar[float]
     options: ClassVar[Schema] = {}
@@ -28,7 +28,7 @@ class Transform(ABC):
 
     @abstractmethod
     def fit(self, x: torch.Tensor) -> None:
-        """Set parameters, rounded to the precision of the file, from the initial set x: (n, c, h, w) or (n, f)."""
+        """Set parameters, rounded to the precision of the file, from the initial set x: (n, *shape)."""
 
     @abstractmethod
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,14 +8,15 @@ import math
 import torch
 
 from budgetopt.packing.fields import to_fixed
+from budgetopt.packing.layout import channels_of
 from budgetopt.packing.offsets import Offsets
 
 MEAN_BITS = 8  # the values that follow take up what rounding leaves
 
 
 def stored_means(x: torch.Tensor) -> Offsets:
-    """x: (n, c, h, w) or (n, f), which has one channel → their rounded means."""
-    channels = x.double().reshape(len(x), x.shape[1] if x.dim() == 4 else 1, -1)
+    """x: (n, c, …) or (n, f), which has one channel → their rounded means."""
+    channels = x.double().reshape(len(x), channels_of(tuple(x.shape[1:])), -1)
     mean = channels.mean(dim=(0, 2))
     spread = float(channels.std(dim=(0, 2), correction=0).max())
     if spread > 0:  # a mean far below one step of any levels needs no exponent far from theirs

@@ -13,7 +13,7 @@ from budgetopt.options import Number, OneOf, Schema
 from budgetopt.packing.integer_cosine import COSINE_BITS, MOST_SIDE, cosine_table
 from budgetopt.packing.inverse_dct import LIMITS, MOST_BANDS, MOST_CHANNELS, Cosine, bands_of, grid_of, sides_of
 from budgetopt.packing.kept_positions import low_to_high
-from budgetopt.packing.offsets import channels_of
+from budgetopt.packing.layout import channels_of
 from budgetopt.transforms.base import Transform
 from budgetopt.transforms.centring import as_tensor, stored_means
 
@@ -28,6 +28,8 @@ class DCT(Transform):
 
     @classmethod
     def check_shape(cls, shape: tuple[int, ...]) -> None:
+        if len(shape) == 4:
+            raise InputError(f"dct takes pictures or feature vectors, got samples of shape {shape}")
         # the same for blocks, which could take longer sides: whether samples fit does not depend on the options
         if max(sides_of(shape)) > MOST_SIDE or channels_of(shape) > MOST_CHANNELS or math.prod(shape) > MOST_BANDS:
             raise InputError(f"{LIMITS}, got samples of shape {shape}")

@@ -45,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = open_source(args.dataset, args.data)
     args.steps = args.steps or PRESETS[source.protocol].steps
     torch.set_num_threads(1)
-    full = dict(source.invariances)
-    ways = {"none": {}, "flip": {"flip": 0.5}, ", ".join(full): full}
+    full = dict(source.invariances) or dict(PRESETS[source.protocol].augment)
+    flip = {"flip": {"flip": 0.5}} if "shift" in full else {}  # of pictures
+    ways = {"none": {}, **flip, ", ".join(full): full}
     bench = records.Bench(args, records.console())
     files = {}
     for name in args.sets:

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/overhead.py --out runs/overhead --table tests/golden/digits-table.npz
 
-trials    a real search on digits: of every trial the seconds from its proposal to its record that it did not spend on
-          distillation, evaluation and packing, and the share of the workers' time without a trial
+trials    a real search on digits: the seconds from the end of a trial (distillation, evaluation and packing) to the
+          beginning of the next one on its worker, and the share of the workers' time without a trial
 idle      the same share with more workers than this machine has, replayed on a recorded table; every proposal takes the
           driver `--asking` seconds
 proposal  seconds of one proposal with 1,000 finished trials and about 15,000 candidates
@@ -53,19 +53,17 @@ BUDGET = 17_000  # all digits at four levels
 def trials(console: records.Console, args: argparse.Namespace) -> None:
     folder = args.out / f"search-{args.trials}-{args.workers}"
     budgetopt.search(3000, out=folder, trials=args.trials, workers=args.workers, sampler="rate-distortion")
-    ended = [t for t in studies.load(RunFolder(folder).study).get_trials() if studies.record(t).rungs]
-    begun = np.array([t.datetime_start.timestamp() for t in ended if t.datetime_start])
-    over = np.array([t.datetime_complete.timestamp() for t in ended if t.datetime_complete])
-    busy = np.array([record.rungs[max(record.rungs)]["seconds"] for record in map(studies.record, ended)])
-    left = (over - begun - busy)[args.workers :]  # the first of every worker pays for its start
-    last = np.sort(begun)[-1]  # no trials remain after it has begun
-    spent = np.minimum(over, last) - begun
-    idle = 1.0 - spent.sum() / (args.workers * (last - np.sort(begun)[0]))
+    ended = [r for r in studies.records(studies.load(RunFolder(folder).study)) if r.rungs]
+    last_rungs = [record.rungs[max(record.rungs)] for record in ended]
+    busy = np.array([rung["seconds"] for rung in last_rungs])
+    began = np.array([rung["began"] for rung in last_rungs])
+    # each trial but the first of every worker begins where another has ended: the k-th with the k-th
+    between = np.sort(began)[args.workers :] - np.sort(began + busy)[: -args.workers]
     facts = {
         "trials": f"{len(ended)} on {args.workers} workers, {np.median(busy):.2f} s each",
-        "beside them": f"{np.median(left):.2f} s at the median, {np.quantile(left, 0.9):.2f} s at nine in ten",
-        "until all workers had one": f"{np.sort(begun)[args.workers - 1] - begun.min():.1f} s",
-        "workers without a trial": f"{idle:.1%} of the time",
+        "between them": f"{np.median(between):.2f} s at the median, {np.quantile(between, 0.9):.2f} s at nine in ten",
+        "until all workers had one": f"{np.sort(began)[args.workers - 1] - began.min():.1f} s",
+        "workers without a trial": f"{between.sum() / (between.sum() + busy.sum()):.1%} of the time",
     }
     for name, value in facts.items():
         console.print(f"{name}: {value}")
@@ -76,11 +74,16 @@ def idle(console: records.Console, args: argparse.Namespace) -> None:
         console.print("idle: needs --table, made by record_table.py")
         return
     table = Table.load(args.table)
-    shown = records.Table("workers", "trials", "idle", title=f"replayed, {args.asking:g} s a proposal")
+    length = float(np.nanmedian(np.nanmax(table.seconds[:, 0], 1)))
+    title = f"replayed, {args.asking:g} s a proposal, {length:.1f} s a trial at the median"
+    shown = records.Table("workers", "trials", "idle, asked when needed", "asked ahead", title=title)
     for workers in (1, 4, 16, 64):
         count = min(len(table.allocations) // 2, max(100, 4 * workers))
-        found = simulate(table, 0, RandomSampler(0), trials=count, workers=workers, asking=args.asking)
-        shown.add_row(str(workers), str(count), f"{found.idle / (found.idle + found.cost):.1%}")
+        row = [str(workers), str(count)]
+        for ahead in (0, engine.proposed_ahead(workers)):
+            found = simulate(table, 0, RandomSampler(0), trials=count, workers=workers, asking=args.asking, ahead=ahead)
+            row.append(f"{found.idle / (found.idle + found.cost):.1%}")
+        shown.add_row(*row)
     console.print(shown)
 
 

@@ -54,6 +54,7 @@ def by_recipe(train: TrainingSet, test: Split, protocol: Protocol, epochs: int, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = records.arguments(__doc__, OPTIONS).parse_args(arguments)
+    args.levels = 0  # float32, as in the papers
     recipes = dict(objective.resolve(name) for name in args.objectives)
     if args.quick:
         records.tiny(args, epochs=20, ipc=(1,), files=1)

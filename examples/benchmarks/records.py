@@ -207,15 +207,15 @@ def optimise(method: Method, representation: Representation, steps: int) -> list
     return losses
 
 
-def fitted(make: Callable[[int], bytes], budget: int, least: int, most: int) -> bytes:
-    """The file of the most samples that fits."""
+def fitted(make: Callable[[int], bytes], budget: int, least: int, most: int, slack: float = 0.0) -> bytes:
+    """The file of the most samples that fits, or one that leaves at most the share `slack` of the budget."""
     found: dict[int, bytes] = {}
 
     def size(samples: int) -> int:
         found[samples] = make(samples)
         return len(found[samples])
 
-    samples = largest_fitting(size, budget, least, most)
+    samples = largest_fitting(size, budget, least, most, slack)
     if samples is None:
         raise OverBudget(f"one sample a class takes {len(found[least])} bytes, the budget is {budget}")
     return found[samples]

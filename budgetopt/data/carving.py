@@ -1,0 +1,27 @@
+"""The test part of data that come without one: stratified, the same for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from budgetopt.errors import InputError
+
+TEST_SHARE, TEST_SEED = 0.3, 0
+
+
+def carved(y: np.ndarray, where: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training and of the test part, in their order. Raises `InputError` where there are too few."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        parts = train_test_split(np.arange(len(y)), test_size=TEST_SHARE, stratify=y, random_state=TEST_SEED)
+    except ValueError as error:  # fewer rows than classes
+        raise InputError(f"{where}: no test part can be carved from {len(y)} samples: {error}") from None
+    return np.sort(parts[0]), np.sort(parts[1])
+
+
+def carving_note(where: str | Path) -> str:
+    """What a user is told of it."""
+    return f"no test part: {TEST_SHARE:.0%} of {where}, stratified, seed {TEST_SEED}"

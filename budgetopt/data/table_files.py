@@ -1,0 +1,116 @@
+"""Parquet and CSV on disk: the files of a table, their columns, and one line for what cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from budgetopt.errors import InputError, first_line
+
+SUFFIXES = (".parquet", ".csv")
+MOST_VALUES = 1 << 30  # of one part: a few bytes of Parquet may claim any number of rows
+SHOWN = 8  # names in a line
+DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def is_table(name: str) -> bool:
+    """Whether `name` is that of a table, or of a folder: where nothing else has that name it is read as tables."""
+    return name.endswith(SUFFIXES) or Path(name).is_dir()
+
+
+def parts(path: Path) -> tuple[Path | None, Path]:
+    """→ the files of the training part, if there is one, and of the test part; the same file where it is to be
+    carved."""
+    if path.suffix in SUFFIXES and not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"cannot read the dataset {str(path)!r}: no such file")
+        return path, path
+    train, test = (_part(path, name) for name in ("train", "test"))
+    if train is None and test is None:
+        found = sorted(entry.name for entry in path.iterdir())
+        held = f"it holds {', '.join(found[:SHOWN])}" if found else "it is empty"
+        raise InputError(f"{path}: no train.parquet or train.csv: {held}")
+    return train, test or train  # type: ignore[return-value]
+
+
+def _part(folder: Path, name: str) -> Path | None:
+    found = [folder / (name + suffix) for suffix in SUFFIXES if (folder / (name + suffix)).is_file()]
+    if len(found) > 1:
+        raise InputError(f"{folder}: both {found[0].name} and {found[1].name}; keep one")
+    return found[0] if found else None
+
+
+def schema(path: Path) -> pa.Schema:
+    """Names and types of the columns; of CSV the types are those of its first megabyte."""
+    with one_line(path):
+        if path.suffix == ".csv":
+            with path.open("rb") as stream:
+                start = stream.read(2)
+            if start in (b"\xff\xfe", b"\xfe\xff"):
+                raise InputError(f"{path}: the file is in UTF-16: save it as UTF-8")
+            with pyarrow.csv.open_csv(path) as reader:
+                found = reader.schema
+        else:
+            found = pyarrow.parquet.read_schema(path)
+        names = found.names  # decodes them
+    twice = [name for at, name in enumerate(names) if name in names[:at]]
+    if twice:
+        raise InputError(f"{path}: two columns are called {twice[0]!r}")
+    if path.suffix == ".csv":
+        _check_header(path, names)
+    return found
+
+
+def _check_header(path: Path, names: list[str]) -> None:
+    if all(map(_is_number, names)):
+        raise InputError(f"{path}: the first line must name the columns, got {','.join(names[:SHOWN])}")
+    for delimiter, spelt in DELIMITERS.items():
+        if len(names) == 1 and delimiter in names[0]:
+            raise InputError(f"{path}: columns are separated by {spelt}, {names[0]!r}: separate them by commas")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read(path: Path, columns: list[str], as_text: Iterable[str] = ()) -> pa.Table:
+    """Some columns of the file, at least one row. as_text: those whose values are text in a CSV, whatever they look
+    like."""
+    with one_line(path):
+        if path.suffix == ".csv":
+            kinds = {name: pa.string() for name in as_text}
+            options = pyarrow.csv.ConvertOptions(include_columns=columns, column_types=kinds)
+            table = pyarrow.csv.read_csv(path, convert_options=options)
+        else:
+            file = pyarrow.parquet.ParquetFile(path)
+            if file.metadata.num_rows * len(columns) > MOST_VALUES:
+                raise InputError(f"{path}: {file.metadata.num_rows:,} rows of {len(columns):,} columns are too many")
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                raise InputError(f"{path}: no column {missing[0]!r}")
+            table = file.read(columns)
+    if not len(table):
+        raise InputError(f"{path}: no rows")
+    return table
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Whatever a file that is not what its name says makes of its reader becomes one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: names of columns are not in UTF-8 ({error.object!r}): save it as UTF-8") from None
+    except Exception as error:
+        raise InputError(f"cannot read the dataset {str(path)!r}: {first_line(error)}") from None
