@@ -276,6 +276,7 @@ def test_a_killed_search_goes_on_on_another_machine(s3, tmp_path, monkeypatch):
     os.killpg(search.pid, signal.SIGKILL)
     search.communicate()
     before = [info.base_name for info in copied()]
+    assert files.get_file_info(f"{root}/study.db").type == fs.FileType.File  # before any file of a trial
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
     resumed = command(*resuming, folder=tmp_path)
     assert "secret" not in resumed.stdout + resumed.stderr

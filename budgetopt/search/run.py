@@ -101,6 +101,8 @@ def new_run(
             study = studies.create(place or out.study)
             study.set_user_attr("smallest_bytes", smallest)
             study.set_user_attr("config", config.model_dump(mode="json"))
+            if out.mirror:
+                out.mirror.push(driving=True)  # a study is at the URL before any trial, whenever this machine dies
             spent += time.monotonic() - started
             return _drive(config, dataset, context, study, out, report, verbose, spent, address)
 
