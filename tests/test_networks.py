@@ -110,6 +110,17 @@ def test_convnet_depth_and_norm(depth, norm):
     assert net.classifier.in_features == 8 * (32 // 2**depth) ** 2
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_mlp_depth(depth):
+    widths = [m.in_features for m in build(f"mlp:depth={depth}", (13,)).modules() if isinstance(m, torch.nn.Linear)]
+    assert widths == [13, *[4 * 8] * depth]
+
+
+def test_features_are_a_signal_of_one_channel():
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(build("convnet1d", (40,))(x), build("convnet1d", (1, 40))(x[:, None]))
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "weights"),
     [

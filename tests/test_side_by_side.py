@@ -12,6 +12,8 @@ CASES = [
     *((f"{name}:norm=batch", (2, 8, 8)) for name in ("convnet", "alexnet", "vgg11", "resnet18")),
     *((f"{name}:norm=none", (1, 9, 5)) for name in ("convnet", "resnet18")),
     ("mlp", (13,)),
+    ("mlp:depth=4", (13,)),
+    ("convnet1d", (13,)),
     ("convnet1d:norm=batch", (2, 40)),
     ("convnet3d", (1, 6, 8, 9)),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from budgetopt.networks.base import NORM, Network, Shrinking, norm_layer
@@ -22,7 +23,7 @@ def depth_for(resolution: int) -> int:
 class ConvNet(Network):
     """x: (n, c, h, w) → logits (n, classes). depth 0: what `depth_for` says."""
 
-    axes = (3,)
+    axes: ClassVar[tuple[int, ...]] = (3,)
     options: ClassVar[Schema] = {"depth": Number(0, 0, 5, whole=True), "norm": NORM}
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int, chosen: Options = ()) -> None:
@@ -38,14 +39,23 @@ class ConvNet(Network):
                 *maps.pool(POOLINGS[axes - 1]),
             ]
             channels = width
-        self.features = nn.Sequential(*layers)
+        self.features: nn.Sequential = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels * math.prod(maps.sides), classes)
 
 
 class ConvNet1d(ConvNet):
-    """x: (n, c, t), c channels of a signal → logits (n, classes)."""
+    """x: (n, c, t), c channels of a signal, or (n, t), features whose neighbours belong together, such as the beams of
+    a sweep → logits (n, classes)."""
 
-    axes = (2,)
+    axes = (1, 2)
+
+    def __init__(self, shape: tuple[int, ...], classes: int, width: int, chosen: Options = ()) -> None:
+        super().__init__(shape if len(shape) == 2 else (1, *shape), classes, width, chosen)
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 2:  # one channel, or as many as there are networks side by side
+            x = x.unflatten(1, (self.features.get_submodule("0").in_channels, -1))
+        return super().embed(x)
 
 
 class ConvNet3d(ConvNet):

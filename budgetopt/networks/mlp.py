@@ -1,24 +1,28 @@
-"""Multilayer perceptron for feature vectors: two hidden layers of 4 × the protocol's width."""
+"""Multilayer perceptron for feature vectors: hidden layers of 4 × the protocol's width, two unless said."""
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import nn
 
 from budgetopt.networks.base import Network
-from budgetopt.options import Options
+from budgetopt.options import Number, Options, Schema
 
 
 class MLP(Network):
     """x: (n, ...), flattened here → logits (n, classes)."""
 
     axes = (1, 2, 3, 4)
+    options: ClassVar[Schema] = {"depth": Number(2, 1, 6, whole=True)}
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int, chosen: Options = ()) -> None:
         super().__init__(shape, classes, width, chosen)
-        hidden = 4 * width
-        self.features = nn.Sequential(
-            nn.Flatten(), nn.Linear(math.prod(shape), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
-        )
+        inputs, hidden = math.prod(shape), 4 * width
+        layers: list[nn.Module] = [nn.Flatten()]
+        for _ in range(int(self.chosen["depth"])):
+            layers += [nn.Linear(inputs, hidden), nn.ReLU()]
+            inputs = hidden
+        self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(hidden, classes)
