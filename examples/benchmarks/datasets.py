@@ -95,6 +95,7 @@ def searched(name: str, seed: int, args: argparse.Namespace) -> dict[str, Result
     plain = {"dataset": source_of(task, args), "data_root": args.data, "seed": seed, "workers": args.workers}
     run = folder / f"ours-{seed}"
     limits = {"trials": args.trials} if args.trials else {"time_limit": 60 * args.minutes}
+    limits |= {"sampler": args.sampler} if args.sampler else {}
     found = {"ours": _done(run) or budgetopt.search(task.budget, out=run, **plain, **limits, **_protocol(args))}
     for selection in SELECTIONS:
         space = args.out / f"{selection}.toml"
@@ -166,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of one search of ours (default: 20)")
     parser.add_argument("--trials", type=int, help="of one search of ours, in place of the minutes")
     parser.add_argument("--workers", type=int, help="trials at once (default: one per core)")
+    parser.add_argument("--sampler", help="of ours, in place of the default")
     parser.add_argument("--protocol", help="in place of the one that suits the data")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
