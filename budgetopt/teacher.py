@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from budgetopt import networks
+from budgetopt import cache, networks
 from budgetopt.allocation import TEMPERATURE
 from budgetopt.errors import TrialFailure
 from budgetopt.evaluation import Standardize, TrainingSet, train_network
@@ -73,14 +71,17 @@ def cached(
     data: TrainingData, seed: int, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Teacher:
     """`train`, or the same teacher from `folder`. The key holds the split's hash and all that shapes the training."""
-    parts = ("v1", data.spec.split_hash, _longer(data.protocol).hash, seed, torch.__version__)
-    path = folder / f"teacher-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.npz"
-    weights = _read(path, data)
-    if weights is not None:
-        return _teacher(data, weights)
-    made = train(data, seed, progress)
-    _write(path, made.weights)
-    return made
+    expected = {
+        name: tuple(value.shape) for name, value in data.random_network(generator("teacher")).state_dict().items()
+    }
+
+    def good(weights: cache.Arrays) -> bool:
+        shapes = {name: value.shape for name, value in weights.items()}
+        return shapes == expected and all(np.isfinite(value).all() for value in weights.values())
+
+    key = ("v1", data.spec.split_hash, _longer(data.protocol).hash, seed)
+    weights = cache.arrays(folder, "teacher", key, good, lambda: train(data, seed, progress).weights)
+    return _teacher(data, weights)
 
 
 def _longer(protocol: Protocol) -> Protocol:
@@ -94,28 +95,3 @@ def _seed(data: TrainingData, seed: int) -> int:
 def _teacher(data: TrainingData, weights: dict[str, np.ndarray]) -> Teacher:
     spec, protocol = data.spec, data.protocol
     return Teacher(protocol.network, protocol.width, spec.shape, spec.classes, spec.mean, spec.std, weights)
-
-
-def _read(path: Path, data: TrainingData) -> dict[str, np.ndarray] | None:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            weights = {name: archive[name] for name in archive.files}
-    except Exception:  # whatever zipfile, zlib and numpy raise
-        return None  # absent or damaged: train it again
-    expected = data.random_network(generator("teacher")).state_dict()
-    good = weights.keys() == expected.keys() and all(
-        weights[name].shape == tuple(value.shape) and np.isfinite(weights[name]).all()
-        for name, value in expected.items()
-    )
-    return weights if good else None
-
-
-def _write(path: Path, weights: dict[str, np.ndarray]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with open(partial, "wb") as stream:
-            np.savez(stream, **weights)  # type: ignore[arg-type]
-        partial.replace(path)
-    except OSError:
-        pass  # a cache that cannot be written costs time, not results

@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from budgetopt import methods, trial
+from budgetopt import cache, methods, trial
 from budgetopt.allocation import Allocation
 from budgetopt.checkpoint import Checkpoint
 from budgetopt.data.dataset import Split
-from budgetopt.methods import cache, target_bank
+from budgetopt.methods import target_bank
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.coreset import Refinement
 from budgetopt.methods.distribution_matching import DistributionMatching

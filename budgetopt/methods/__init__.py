@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from budgetopt.methods import cache, experts, gradient_bank, target_bank
+from budgetopt import cache
+from budgetopt.methods import experts, gradient_bank, target_bank
 from budgetopt.methods.base import Method, TrainingData
 from budgetopt.methods.bilevel import Bilevel
 from budgetopt.methods.coreset import Refined, Refinement

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from budgetopt import teacher
+from budgetopt import cache, teacher
 from budgetopt.errors import InputError
-from budgetopt.methods import cache
 from budgetopt.methods.base import TrainingData
 from budgetopt.seeding import derive
 

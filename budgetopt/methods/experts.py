@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector
 
-from budgetopt import augmentation
+from budgetopt import augmentation, cache
 from budgetopt.errors import InputError
 from budgetopt.evaluation import default_parallel
-from budgetopt.methods import cache
 from budgetopt.methods.base import TrainingData
 from budgetopt.networks import Network
 from budgetopt.objective import TrajectoryObjective

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from budgetopt import cache
 from budgetopt.evaluation import TrainingSet, train_network
-from budgetopt.methods import cache
 from budgetopt.methods.base import TrainingData
 from budgetopt.seeding import derive
 

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad
 
-from budgetopt import augmentation
+from budgetopt import augmentation, cache
 from budgetopt.errors import InputError
-from budgetopt.methods import cache
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.target_bank import Condition
 from budgetopt.networks import Network

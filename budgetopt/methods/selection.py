@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from budgetopt import cache
 from budgetopt.allocation import SELECTIONS, Allocation
 from budgetopt.balance import shared_out
 from budgetopt.data.dataset import DataSpec, Split
-from budgetopt.methods import cache, crops, forgetting
+from budgetopt.methods import crops, forgetting
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.orders import herding_order, k_centre_order
 from budgetopt.methods.seen import Receiver

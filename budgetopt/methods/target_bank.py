@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from budgetopt import augmentation, evaluation
-from budgetopt.methods import cache
+from budgetopt import augmentation, cache, evaluation
 from budgetopt.methods.base import TrainingData
 from budgetopt.networks import Network
 from budgetopt.objective import DistributionMatchingObjective

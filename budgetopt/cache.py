@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +37,7 @@ def arrays(
 def _is_good(found: Arrays, good: Callable[[Arrays], bool]) -> bool:
     try:
         return good(found)
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, TypeError):  # of what another program has written
         return False
 
 
@@ -49,11 +50,12 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, made: Arrays) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
         with open(partial, "wb") as stream:
             np.savez(stream, **cast(dict[str, Any], made))  # its own arguments have names, too
         partial.replace(path)
-    except OSError:
-        pass  # a cache that cannot be written costs time, not results
+    except OSError:  # a cache that cannot be written costs time, not results
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
