@@ -49,3 +49,20 @@ def data_beam(
     for line in beam.summary(train, test):
         print(line)
     print(f"{out}: label column 'beam'")
+
+
+@app.command("cache")
+def data_cache(
+    clear: Annotated[
+        list[str] | None, typer.Option(help="Remove this part, such as pictures; several allowed.")
+    ] = None,
+) -> None:
+    """Show, or remove, what is kept between runs: targets, decoded pictures, downloads. It never decides a result."""
+    from budgetopt import cache_folder
+
+    if clear:
+        print(f"{cache_folder.clear(clear):,} bytes freed")
+    for name, what in cache_folder.PARTS.items():
+        used = cache_folder.usage(name)
+        if used.files:
+            print(f"{name:<10}{used.bytes:>17,} bytes in {used.files:,} files in {cache_folder.part(name)}: {what}")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from budgetopt import cli, space, trial
+from budgetopt import cache_folder, cli, space, trial
 from budgetopt.allocation import SELECTIONS, Allocation, canonical_selection
 from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.errors import InputError
@@ -619,7 +619,7 @@ def test_only_what_the_space_offers_is_learned(mine, tmp_path, monkeypatch):
     asked = []
     for name in LEARNED:
         monkeypatch.setitem(selection.LEARNED, name, lambda *given, name=name: asked.append((name, *given[1:3])))
-    monkeypatch.setattr(runs, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache_folder, "part", lambda name: tmp_path)
     config, dataset, context, _ = prepared(mine, objectives=["coreset"])
     run = runs._Run(config, dataset, context, None, None, Progress(1.0, 1), None, lambda: False)
     assert runs.with_shared(run).learned.keys() == {"forgetting"}

@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from budgetopt import cache_folder
 from budgetopt.data import pictures
 from budgetopt.errors import InputError
 from budgetopt.packing.resized import Resized, channels_first, converted_to
@@ -81,7 +82,7 @@ def decode(shards: Sequence[Shard], how: Resized, exact: bool, digests: Sequence
     count = sum(map(len, shards))
     facts = f"{PIL.__version__} {how} {exact} {count}"
     key = hashlib.sha256(facts.encode() + b"".join(digests)).hexdigest()[:32]
-    entry = _cache_folder() / f"{key}.npy"
+    entry = cache_folder.part("pictures") / f"{key}.npy"
     held = _read(entry, (count, how.channels, how.height, how.width))
     if held is None:
         held = _made(entry, shards, how, exact, count)
@@ -124,12 +125,6 @@ def first_picture(shards: Sequence[Shard], where: str) -> tuple[int, int, int]:
 # the cache
 # ----------------------------------------------------------------------------------------------------------------------
 Skipped = list[tuple[int, str]]  # row, reason
-
-
-def _cache_folder() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("budgetopt")) / "pictures"
 
 
 def _read(entry: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, Skipped] | None:

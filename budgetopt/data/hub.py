@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from budgetopt import cache_folder
 from budgetopt.errors import InputError
 
 PREFIX = "hf:"
@@ -17,13 +18,11 @@ TEST_SPLITS = ("test", "validation", "valid", "val")
 def fetched(name: str) -> Path:
     """Folder with `train.parquet` and, where the dataset has a test or validation split, `test.parquet`; downloaded
     once. Raises `InputError` in one line where the package, the network or the dataset is missing."""
-    import platformdirs
-
     wanted = name.removeprefix(PREFIX)
     if not wanted or wanted.startswith("/") or wanted.count("/") > 1:
         raise InputError(f"cannot read the dataset {name!r}: write {PREFIX}OWNER/NAME")
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:8]
-    folder = Path(platformdirs.user_cache_dir("budgetopt")) / "hub" / f"{wanted.replace('/', '--')}-{digest}"
+    folder = cache_folder.part("hub") / f"{wanted.replace('/', '--')}-{digest}"
     if folder.is_dir():
         return folder
     try:

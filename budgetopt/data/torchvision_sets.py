@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from budgetopt import cache_folder
 from budgetopt.data import pictures
 from budgetopt.data.dataset import GLYPHS, PICTURES, Arrays, Source, picture_space, to_channels_first
 from budgetopt.data.resizing import ResizedArrays, Size
@@ -69,10 +70,9 @@ class TorchvisionSet(Source):
         return _Resized(self, size)
 
     def _open(self, train: bool) -> Any:
-        import platformdirs
         import torchvision.datasets as sets
 
-        root = self._root or Path(platformdirs.user_cache_dir("budgetopt")) / "datasets"
+        root = self._root or cache_folder.part("datasets")
         constructor = getattr(sets, self.name)
         parameters = inspect.signature(constructor).parameters
         part: dict[str, Any] = {"train": train} if "train" in parameters else {"split": "train" if train else "test"}

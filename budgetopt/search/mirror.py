@@ -21,8 +21,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from budgetopt import cache_folder
 from budgetopt.errors import BudgetoptError, InputError, first_line
 from budgetopt.search.atomic import write_atomically
 
@@ -59,7 +58,7 @@ class Mirror:
         except (OSError, ValueError, NotImplementedError) as error:
             raise InputError(f"cannot open {self.name!r}: {first_line(error)}") from None
         key = hashlib.sha256(self.name.encode()).hexdigest()[:16]
-        self.folder = platformdirs.user_cache_path("budgetopt") / "runs" / key / last
+        self.folder = cache_folder.part(cache_folder.RUNS) / key / last
         self._sent: dict[str, tuple[int, int]] = {}  # path in the folder → size and time of change of what is there
         self._made: set[str] = set()
         self._pushing = threading.Lock()

@@ -19,10 +19,9 @@ from typing import Any
 from typing import Protocol as Interface
 
 import optuna
-import platformdirs
 import torch
 
-from budgetopt import data, initial, methods, networks, objective, protocol, result
+from budgetopt import cache_folder, data, initial, methods, networks, objective, protocol, result
 from budgetopt import teacher as teachers
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import BudgetoptError, InputError, Interrupted
@@ -325,17 +324,17 @@ def with_shared(run: _Run) -> TrialContext:
             raise Interrupted(f"interrupted: go on with 'budgetopt resume {run.out}'")
 
     for name, chosen in config.objectives.items():
-        found[name] = methods.shared(chosen, material, config.seed, cache_folder(), told)
+        found[name] = methods.shared(chosen, material, config.seed, cache_folder.part("banks"), told)
     known: dict[str, Any] = {}
     if run.context.init is None:
         offered = config.space.selections(run.dataset.spec.shape)
         for name in [name for name in LEARNED if name in offered]:
             progress.phase = f"scoring samples for {name}"
-            known |= learned([name], material, config.seed, cache_folder(), told)
+            known |= learned([name], material, config.seed, cache_folder.part("banks"), told)
     teacher = None
     if max(config.space.label_bits):
         progress.phase = "training the teacher"
-        teacher = teachers.cached(material, config.seed, cache_folder(), told)
+        teacher = teachers.cached(material, config.seed, cache_folder.part("banks"), told)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the workers need it
     return replace(run.context, shared=found, learned=known, teacher=teacher)
@@ -355,10 +354,6 @@ def explain_run(out: RunFolder) -> Explanation:
     if not view.model.finished:
         raise InputError(f"no trial of the run {str(out)!r} has finished: there is nothing to explain yet")
     return explain(view, study.user_attrs.get("smallest_bytes") or smallest_file(kept, context, selector))
-
-
-def cache_folder() -> Path:
-    return Path(platformdirs.user_cache_dir("budgetopt")) / "banks"
 
 
 def _quiet_optuna(verbose: bool) -> None:
