@@ -14,6 +14,7 @@ from servers import answers, free_port
 from budgetopt.data import Dataset, open_source
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of programs that tests start, two of which share the cores
 # the same examples in every run and on every machine: a red test is a change, never luck
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.load_profile("fixed")

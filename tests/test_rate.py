@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -110,6 +111,22 @@ def test_bits_of_levels_equal_the_loop(layout, levels):
     for (i, v), of_three in naive_bits(symbols, LABELS, levels, layout).items():
         for found, expected in zip(bits[i, v].tolist(), of_three, strict=True):
             assert expected is None or found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 17, 300])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_bits_of_a_turn_are_those_of_its_columns(name, levels):
+    layout = LAYOUTS[name]
+    rng = np.random.default_rng(levels)
+    values = sum(plane.size for plane in layout)
+    symbols = torch.from_numpy(np.minimum(rng.geometric(0.3, (len(LABELS), values)) - 1, levels - 1))
+    everywhere, seen = rate.bits_around(symbols, LABELS, levels, layout), []
+    for turn in itertools.product((0, 1), repeat=3):
+        moving = rate.columns(layout, turn)
+        found = rate.bits_around(symbols, LABELS, levels, layout, turn)
+        assert torch.allclose(found, everywhere[:, moving], rtol=1e-6)
+        seen += moving.tolist()
+    assert sorted(seen) == rate.columns(layout).tolist() == list(range(values))
 
 
 def test_class_is_left_out_of_a_context_that_would_be_too_large(monkeypatch):

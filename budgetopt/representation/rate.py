@@ -31,6 +31,8 @@ _PICTURE = ((0, 0, -1), (0, -1, 0), (0, -1, -1), (0, -1, 1), (-1, 0, 0))
 _GRIDS = ((0, 0, -1), (0, -1, 0))  # of blocks: one channel a band
 _MOST_COLOURS = 4  # a plane with more channels holds bands
 
+Turn = tuple[int, int, int]  # parities of channel, row and column of the values that may move
+
 
 def takes(dequantizer: type[Dequantizer]) -> bool:
     """Whether a family codes one symbol for each value and leaves the symbols to the coders of the package."""
@@ -125,8 +127,21 @@ def steps_around(symbols: np.ndarray, side: Dequantizer, domain: Domain) -> tupl
     return at.astype(np.float32), (at - below).astype(np.float32), (above - at).astype(np.float32)
 
 
-def bits_around(symbols: torch.Tensor, labels: torch.Tensor, levels: int, layout: Layout) -> torch.Tensor:
-    """symbols: (n, K) int64; labels: (n,) → (n, K, 3) float32: what the symbols s − 1, s and s + 1 would cost.
+def columns(layout: Layout, turn: Turn | None = None) -> torch.Tensor:
+    """Which of the K values of a sample have their turn, in ascending order; all of them for None."""
+    found, first = [], 0
+    for plane in layout:
+        grid = torch.arange(first, first + plane.size).reshape(1, plane.channels, plane.height, plane.width)
+        found.append(grid[_part(turn)].flatten())
+        first += plane.size
+    return torch.cat(found)
+
+
+def bits_around(
+    symbols: torch.Tensor, labels: torch.Tensor, levels: int, layout: Layout, turn: Turn | None = None
+) -> torch.Tensor:
+    """symbols: (n, K) int64; labels: (n,) → (n, K, 3) float32: what the symbols s − 1, s and s + 1 would cost. With
+    `turn`, of `columns(layout, turn)` alone.
 
     The cost of s is −log2 P(s | context), of the counts without the value itself. The others add the change of cost of
     the values that have this one as a neighbour. Sums over all values of the middle column are a code length.
@@ -134,13 +149,20 @@ def bits_around(symbols: torch.Tensor, labels: torch.Tensor, levels: int, layout
     parts, first = [], 0
     for plane in layout:
         grid = symbols[:, first : first + plane.size].reshape(-1, plane.channels, plane.height, plane.width)
-        parts.append(_plane_bits(grid, labels, levels, plane).reshape(len(symbols), plane.size, 3))
+        parts.append(_plane_bits(grid, labels, levels, plane, _part(turn)).reshape(len(symbols), -1, 3))
         first += plane.size
     return torch.cat(parts, 1)
 
 
-def _plane_bits(s: torch.Tensor, labels: torch.Tensor, levels: int, plane: Plane) -> torch.Tensor:
-    """s: (n, c, h, w) → (n, c, h, w, 3)."""
+def _part(turn: Turn | None) -> tuple[slice, ...]:
+    """Of a grid (n, c, h, w)."""
+    return (slice(None), *(slice(None) if turn is None else slice(parity, None, 2) for parity in turn or (0, 0, 0)))
+
+
+def _plane_bits(
+    s: torch.Tensor, labels: torch.Tensor, levels: int, plane: Plane, part: tuple[slice, ...]
+) -> torch.Tensor:
+    """s: (n, c, h, w) → (n, c', h', w', 3), of a part."""
     reduced = min(levels, REDUCED)
     r = s * reduced // levels
     neighbours = _neighbours(plane)
@@ -154,49 +176,75 @@ def _plane_bits(s: torch.Tensor, labels: torch.Tensor, levels: int, plane: Plane
     classes = int(labels.max()) + 1
     if contexts * classes * levels > MOST_ENTRIES:
         labels, classes = torch.zeros_like(labels), 1
-    # the entry of a symbol in the table (contexts, classes, levels)
     entry = (context * classes + labels.reshape(-1, 1, 1, 1)) * levels + s
-    fresh, same, other = (
-        table.flatten()
-        for table in code_lengths(
-            torch.bincount(entry.flatten(), minlength=contexts * classes * levels).reshape(contexts, classes, levels)
-        )
-    )
-    now = same[entry]
-    sides = []
+    lengths = CodeLengths(entry.flatten(), contexts, classes, levels)
+    now = lengths.same(entry)
+    s, r, own, sides = s[part], r[part], entry[part], []
     for move in (-1, 1):
         moved = (s + move).clamp(0, levels - 1)
-        cost = other[entry + (moved - s)]
+        cost = lengths.other(own + (moved - s))
         change = (moved * reduced // levels - r) * classes * levels
         for (c, y, x), weight in zip(neighbours, weights, strict=True):
             back = (-c, -y, -x)  # where the value is the neighbour
-            theirs = _shifted(entry, back, -1)
+            theirs = _shifted(entry, back, -1)[part]
             known = (theirs >= 0) & (change != 0)
-            then = fresh[(theirs + weight * change).where(known, 0)]
-            cost = cost + (then - _shifted(now, back, 0)).where(known, 0.0)
+            then = lengths.fresh((theirs + weight * change).where(known, 0))
+            cost = cost + (then - _shifted(now, back, 0)[part]).where(known, 0.0)
         sides.append(cost)
-    return torch.stack([sides[0], now, sides[1]], -1)
+    return torch.stack([sides[0], now[part], sides[1]], -1)
 
 
-def code_lengths(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """counts: (contexts, classes, levels) → code lengths in bits, same shape: of a symbol from elsewhere, of one that
-    is itself among the counts (they are taken without it), and of what such a one could be instead.
+class CodeLengths:
+    """In bits, of symbols in contexts, from the counts of a set; looked up by entry: (context · classes + class) ·
+    levels + symbol.
 
     P(s | context, class) = (n_s + a·P(s | context)) / (n + a), P(s | context) = (n_s + a·P(s)) / (n + a), with
     a = `SMOOTHING`; P(s) = (n_s + ½) / (n + L/2).
     """
-    fine, coarse = counts.float(), counts.sum(1, keepdim=True).float()
-    all_of = counts.sum((0, 1)).float()
-    base = (all_of + 0.5) / (all_of.sum() + 0.5 * counts.shape[-1])
 
-    def bits(of_symbol: float, of_all: float) -> torch.Tensor:
-        p = base
-        for n in (coarse, fine):
-            total = (n.sum(-1, keepdim=True) - of_all).clamp(min=0)
-            p = ((n - of_symbol).clamp(min=0) + SMOOTHING * p) / (total + SMOOTHING)
+    def __init__(self, entries: torch.Tensor, contexts: int, classes: int, levels: int) -> None:
+        """entries: (values,) of the set."""
+        self._classes, self._levels, size = classes, levels, contexts * classes * levels
+        fine = torch.bincount(entries, minlength=size).reshape(contexts, classes, levels)
+        coarse = fine.sum(1)
+        all_of = coarse.sum(0).float()
+        self._base = (all_of + 0.5) / (all_of.sum() + 0.5 * levels)
+        self._coarse, self._coarse_sums = coarse.float().flatten(), coarse.sum(-1).float()
+        self._fine, self._fine_sums = fine.float().flatten(), fine.sum(-1).float().flatten()
+        # every entry once, or those that are asked for, whichever is less
+        self._all = torch.arange(size, device=entries.device) if size <= len(entries) else None
+        self._tables: dict[tuple[float, float], torch.Tensor] = {}
+
+    def fresh(self, entry: torch.Tensor) -> torch.Tensor:
+        """Of a symbol from elsewhere."""
+        return self._looked_up(entry, 0.0, 0.0)
+
+    def same(self, entry: torch.Tensor) -> torch.Tensor:
+        """Of a symbol that is itself among the counts: they are taken without it."""
+        return self._looked_up(entry, 1.0, 1.0)
+
+    def other(self, entry: torch.Tensor) -> torch.Tensor:
+        """Of what such a one could be instead."""
+        return self._looked_up(entry, 0.0, 1.0)
+
+    def _looked_up(self, entry: torch.Tensor, of_symbol: float, of_all: float) -> torch.Tensor:
+        if self._all is None:
+            return self._computed(entry, of_symbol, of_all)
+        if (of_symbol, of_all) not in self._tables:
+            self._tables[of_symbol, of_all] = self._computed(self._all, of_symbol, of_all)
+        return self._tables[of_symbol, of_all][entry]
+
+    def _computed(self, entry: torch.Tensor, of_symbol: float, of_all: float) -> torch.Tensor:
+        row = entry // self._levels
+        symbol, context = entry - row * self._levels, row // self._classes
+        p = self._base[symbol]
+        for counts, sums, at, of in (
+            (self._coarse, self._coarse_sums, context * self._levels + symbol, context),
+            (self._fine, self._fine_sums, entry, row),
+        ):
+            total = (sums[of] - of_all).clamp(min=0)
+            p = ((counts[at] - of_symbol).clamp(min=0) + SMOOTHING * p) / (total + SMOOTHING)
         return -torch.log2(p)
-
-    return bits(0.0, 0.0), bits(1.0, 1.0), bits(0.0, 1.0)
 
 
 def _has_bands(plane: Plane) -> bool:

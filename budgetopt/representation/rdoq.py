@@ -16,7 +16,7 @@ import torch
 from budgetopt.packing.dequantizer import Dequantizer
 from budgetopt.packing.layout import Domain, Layout
 from budgetopt.quantizers.base import Quantizer
-from budgetopt.representation.rate import bits_around, check, steps_around
+from budgetopt.representation.rate import Turn, bits_around, check, columns, steps_around
 
 PASSES = 3  # over all values; the third moves fewer than one in a thousand
 
@@ -29,34 +29,30 @@ def optimised(
     `InputError` for a family whose symbols are not levels of single values."""
     stored, side = quantizer.encode(x, labels)
     check(side, "rdoq")
-    domain, turns = Domain(layout, counts), _turns(layout).to(x.device)
+    domain = Domain(layout, counts)
+    turns: list[Turn] = [(c, row, column) for c in (0, 1) for row in (0, 1) for column in (0, 1)]
     symbols = torch.from_numpy(stored.astype(np.int64)).to(x.device)
     variance = float(x.var(correction=0)) or 1.0
     for _ in range(PASSES):
-        for turn in turns.unique().tolist():
-            move = _best_move(x, symbols, labels, side, domain, weight * variance)
-            symbols = symbols + move * (turns == turn)
+        for turn in turns:
+            moving = columns(layout, turn).to(x.device)
+            if len(moving):
+                bits = bits_around(symbols, labels, side.levels, layout, turn)
+                symbols[:, moving] += _best_move(x, symbols, side, domain, moving, weight * variance * bits)
     level, _, _ = steps_around(symbols.cpu().numpy(), side, domain)
     return torch.from_numpy(level).to(x.device)
 
 
 def _best_move(
-    x: torch.Tensor, symbols: torch.Tensor, labels: torch.Tensor, side: Dequantizer, domain: Domain, weight: float
+    x: torch.Tensor, symbols: torch.Tensor, side: Dequantizer, domain: Domain, moving: torch.Tensor, price: torch.Tensor
 ) -> torch.Tensor:
-    """−1, 0 or 1 for every symbol, (n, K): what lowers error + weight · bits most if all others stay."""
-    level, down, up = (torch.from_numpy(a).to(x.device) for a in steps_around(symbols.cpu().numpy(), side, domain))
-    bits = bits_around(symbols, labels, side.levels, domain.layout)
+    """−1, 0 or 1 for the symbols of the columns `moving`, (n, m): what lowers error + price most if all others stay.
+    price: (n, m, 3) of the symbols below, here and above."""
+    level, down, up = (
+        torch.from_numpy(a).to(x.device)[:, moving] for a in steps_around(symbols.cpu().numpy(), side, domain)
+    )
     levels = torch.stack([level - down, level, level + up], -1)
     there = torch.stack([down, torch.ones_like(down), up], -1) > 0
-    cost = ((x.unsqueeze(-1) - levels).square() + weight * bits).where(there, torch.inf)
+    cost = ((x[:, moving].unsqueeze(-1) - levels).square() + price).where(there, torch.inf)
     stays = cost[..., 1] <= torch.minimum(cost[..., 0], cost[..., 2])
     return (cost.argmin(-1) - 1).where(~stays, 0)
-
-
-def _turns(layout: Layout) -> torch.Tensor:
-    """(K,) whose turn it is to move."""
-    parts = []
-    for plane in layout:
-        c, y, x = (torch.arange(size) % 2 for size in (plane.channels, plane.height, plane.width))
-        parts.append((4 * c[:, None, None] + 2 * y[:, None] + x).flatten())
-    return torch.cat(parts)
