@@ -77,6 +77,8 @@ PRESETS: dict[str, Protocol] = {
     # few solids are seen from more sides: on validation (width 16, three sets, one of them never turned) 0 to 10 points
     # up for 3 to 30 samples a class in 0.4 to 4 kB; 1 to 2 down for 80 a class without loss, in 20 to 70 kB
     "voxel-2": Protocol(network="convnet3d", steps=200, augment={"rotate3d": 30.0}),
+    # columns in an order, such as the beams of a sweep
+    "signal-1": Protocol(network="convnet1d", steps=1000, weight_decay=0.3),
 }
 
 

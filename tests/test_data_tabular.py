@@ -10,10 +10,11 @@ import pyarrow.parquet
 import pytest
 
 from budgetopt import api, cli
-from budgetopt.data import Dataset, open_source
+from budgetopt.data import Dataset, open_source, tabular
 from budgetopt.data.tabular import Tabular
 from budgetopt.errors import InputError
 from budgetopt.packing import TablePreparation
+from budgetopt.protocol import PRESETS
 
 
 def columns(n=60, seed=0, **changes):
@@ -125,6 +126,27 @@ def test_columns_go_by_name(tmp_path):
     x, _ = open_source(folder(tmp_path / "d", test=test)).test_arrays()
     assert np.array_equal(x[:, 0], test["height"])
     assert x.shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([f"rsrp_{i:02}" for i in range(64)], True),
+        ([str(i) for i in range(5, 25)], True),
+        ([f"x{i}" for i in range(15)], False),  # few
+        ([f"x{i}" for i in range(20) if i != 7], False),  # with a gap
+        ([*(f"x{i}" for i in range(19)), "age"], False),
+        ([f"{'ab'[i % 2]}{i}" for i in range(20)], False),
+    ],
+)
+def test_numbered_columns_may_be_a_signal(tmp_path, names, expected):
+    rng = np.random.default_rng(0)
+    table = {name: rng.normal(size=20).astype(np.float32) for name in names}
+    pa.parquet.write_table(pa.table(table | {"label": np.arange(20) % 2}), tmp_path / "train.parquet")
+    notes = open_source(str(tmp_path)).notes
+    assert tabular.numbered(names) is expected
+    assert any("are numbered: if neighbours belong together" in note for note in notes) is expected
+    assert tabular.SIGNAL in PRESETS
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int64, np.float16, np.float64, np.bool_, np.uint8])

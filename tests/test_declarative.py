@@ -189,6 +189,7 @@ def test_presets_never_change():
         ("audio-1", "15632ef37b7d"),
         ("voxel-1", "8f91c8e8be93"),
         ("voxel-2", "a1a90ec43948"),
+        ("signal-1", "b21f5d09a595"),
     ]
 
 

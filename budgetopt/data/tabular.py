@@ -7,6 +7,8 @@ labels 0 … C−1, it needs no more than their order; else the file names colum
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +28,17 @@ from budgetopt.packing.preparation import Preparation
 from budgetopt.packing.table import Categorical, Numeric, Plain, TablePreparation
 
 DEFAULT_LABEL = "label"
+SIGNAL = "signal-1"  # the protocol for columns in an order
+LEAST_SIGNAL = 16  # numbered columns that may be one
+
+
+def numbered(names: Sequence[str]) -> bool:
+    """Whether columns look like one signal: many of one name with consecutive numbers."""
+    parts = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
+    if len(parts) < LEAST_SIGNAL or not all(parts):
+        return False
+    stems, numbers = zip(*((part[1], int(part[2])) for part in parts if part), strict=True)
+    return len(set(stems)) == 1 and all(b == a + 1 for a, b in itertools.pairwise(numbers))
 
 
 class Tabular(Source):
@@ -48,6 +61,12 @@ class Tabular(Source):
     def notes(self) -> tuple[str, ...]:
         label, how = self._label_and_how
         said = [f"label: column {label!r}{how}; {len(self._features)} features", *self._said]
+        if numbered(self._features):
+            first, last = self._features[0], self._features[-1]
+            said.append(
+                f"columns {first} to {last} are numbered: if neighbours belong together, as beams or moments do, try "
+                f"--protocol {SIGNAL}, a ConvNet along them"
+            )
         if self._train is not None and self._train == self._test:
             said.append(carving_note(self._train))
         return tuple(said)
