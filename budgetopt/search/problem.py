@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,8 @@ from budgetopt.search.candidates import Candidates, SpaceCandidates
 from budgetopt.space import SearchSpace
 from budgetopt.trial import TrialContext, initial_bytes, initial_representation, initial_set
 
-MEASURED = 100  # samples in all on which a coding is measured, at least one a class
+MEASURED = 100  # samples in all on which a coding is measured, at least one a class,
+MOST_VALUES = 1 << 16  # but no more than hold so many values, one at least: of large pictures some classes are left out
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,13 @@ class Measures:
 
     def __init__(self, context: TrialContext, selector: Selector) -> None:
         self._context, self._selector = context, selector
-        ipc = max(1, MEASURED // context.spec.classes)
+        classes = context.spec.classes
+        ipc = max(1, MEASURED // classes)
         sample = selector.select("random", ipc, 0) if context.init is None else context.init.first(ipc)
+        most = max(1, MOST_VALUES // math.prod(context.spec.shape))
+        if len(sample.x) > most:
+            shares = np.diff(np.linspace(0, most, classes + 1).astype(int))  # spread over the classes
+            sample = sample.taking(tuple(np.minimum(shares, sample.counts).tolist()))
         self._bench, self._ipc = replace(context, init=sample), ipc
         self._codings: dict[Allocation, Coding] = {}
         self._seen: dict[Allocation, Coding] = {}
