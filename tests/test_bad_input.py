@@ -543,7 +543,7 @@ def test_run_driven_by_another_process(refused, given):
         refused(["resume", folder], "run", "another process", "wait for it or stop it")
         refused([*SEARCH, "--out", folder], "run", "another process")
         other.stdin.close()
-        other.wait(30)
+        other.wait(300)
 
 
 def test_config_that_is_damaged(refused, given):
@@ -636,7 +636,7 @@ def printed(program, *arguments, cwd=None):
         [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=cwd,
     )
     assert found.returncode == 0, found.stderr
@@ -693,6 +693,6 @@ def test_ctrl_c(tmp_path):
     ) as running:
         assert running.stdout.readline().startswith("budget")  # it is past its imports
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=60)
+        _, err = running.communicate(timeout=600)
     assert running.returncode == 130
     assert err == "budgetopt: error: interrupted\n"

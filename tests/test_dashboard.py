@@ -28,7 +28,7 @@ def live(tmp_path_factory):
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     run = RunFolder(folder / "run")
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not list(run.trials.glob("*.bopt")) and time.monotonic() < end:
         time.sleep(0.2)
     serving = server(run, port=0)
@@ -36,7 +36,7 @@ def live(tmp_path_factory):
     yield serving.server_port, search, run
     serving.shutdown()
     search.send_signal(2)
-    search.wait(60)
+    search.wait(300)
 
 
 def ask(port, method, path, host=None):

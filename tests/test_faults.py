@@ -87,7 +87,7 @@ def test_a_search_survives_a_full_disk_and_is_read_from_one_that_nobody_can_writ
     serving = server(RunFolder(place / "run"), 0)
     Thread(target=serving.serve_forever, daemon=True).start()
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{serving.server_port}/api/studies", timeout=60) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{serving.server_port}/api/studies", timeout=600) as answer:
             assert b"budgetopt" in answer.read()
     finally:
         serving.shutdown()

@@ -81,7 +81,7 @@ def test_every_block_of_the_page_of_uses(tmp_path):
     printed = ""
     for kind, text in blocks:
         command = ["bash", "-ec", text] if kind == "sh" else [sys.executable, "-c", text]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
         assert (done.returncode, done.stderr) == (0, ""), f"{text}\n{done.stdout}{done.stderr}"
         printed += done.stdout
     for ending in ("npz", "safetensors", "pt", "parquet", "tar"):

@@ -41,15 +41,15 @@ def test_a_joiner_works_beside_the_driver_and_ends_with_it(tmp_path):
     first = start(*join, folder=tmp_path)
     wait_for(lambda: most_at_once(run) == 2, driver)
     first.send_signal(signal.SIGTERM)
-    assert "1 worker lent to the run 'run'" in "".join(first.communicate(timeout=60))
+    assert "1 worker lent to the run 'run'" in "".join(first.communicate(timeout=600))
     second = start(*join, folder=tmp_path)
     assert "1 worker lent" in second.stdout.readline()
     so_far = len(ended(run))
     wait_for(lambda: len(ended(run)) > so_far + 1, driver)
     driver.send_signal(signal.SIGINT)
-    printed = "".join(driver.communicate(timeout=120))
+    printed = "".join(driver.communicate(timeout=600))
     assert driver.returncode == 130, printed
-    assert "".join(second.communicate(timeout=60)) == ""
+    assert "".join(second.communicate(timeout=600)) == ""
     assert second.returncode == 0
     assert not (run / "driver.json").exists()
     found = ended(run)

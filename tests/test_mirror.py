@@ -185,7 +185,7 @@ def test_what_changes_is_copied_while_the_run_goes_on(url, machine, monkeypatch)
         add(study, 2)
         machine("second")
         there = Mirror(url)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while not (there.folder.exists() and numbers(there.folder) == [1, 2]) and time.monotonic() < end:
             there.pull()
             time.sleep(0.05)

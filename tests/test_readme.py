@@ -31,7 +31,7 @@ def newcomer(tmp_path_factory):
     return folder
 
 
-def run(command, folder, seconds=300):
+def run(command, folder, seconds=900):
     done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     return done

@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     search = start(
         "search", "--budget", "2kb", "--trials", 8, "--workers", 2, "--seed", 3, "--protocol", quick_protocol(folder),
-        "--time-limit", "4min", "--out", "run", folder=folder,
+        "--time-limit", "20min", "--out", "run", folder=folder,
     )  # fmt: skip
     watched, children, scratch = psutil.Process(search.pid), set(), set()
     while search.poll() is None:
@@ -171,7 +171,7 @@ def test_eval_works_on_the_file_alone(finished, tmp_path):
     }
     done = subprocess.run(
         [SCRIPT, "eval", "received.bopt", "--dataset", "mine.npz"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     accuracy = float(done.stdout.split("test accuracy ")[1].split("%")[0]) / 100

@@ -105,7 +105,7 @@ def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
     wait_for(lambda: len(finished_files(run)) >= 1, search)
     children = [(c.pid, c.create_time()) for c in psutil.Process(search.pid).children(recursive=True)]
     os.killpg(search.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    _, err = search.communicate(timeout=60)
+    _, err = search.communicate(timeout=600)
     assert search.returncode == 130
     assert err == "budgetopt: error: interrupted: go on with 'budgetopt resume run'\n"
     assert not [pid for pid, created in children if alive(pid, created)]
@@ -130,7 +130,7 @@ def test_death_of_a_worker_costs_one_trial_at_most(tmp_path):
 
     wait_for(lambda: len(finished_files(run)) >= 1 and victims(), search)
     victims()[0].kill()
-    out, err = search.communicate(timeout=250)
+    out, err = search.communicate(timeout=600)
     assert search.returncode == 0, out + err
     ended = [r for r in records(load_study(run / "study.db")) if r.state not in ("skipped", "waiting")]
     assert [r.message for r in ended if r.state == "failed"] in ([], ["its worker process died"])

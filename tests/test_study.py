@@ -76,7 +76,7 @@ def test_a_second_process_reads_while_one_writes(path, study):
         writer.execute("BEGIN IMMEDIATE")  # a write that is not finished
         writer.execute("UPDATE trial_values SET value = 0")
         found = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", reader, str(path)], capture_output=True, text=True, timeout=50
+            [sys.executable, "-W", "ignore", "-c", reader, str(path)], capture_output=True, text=True, timeout=600
         )
         assert found.stdout == "['complete']\n", found.stderr
         writer.execute("ROLLBACK")
@@ -109,7 +109,7 @@ def test_who_looks_while_a_study_is_made_does_not_disturb(tmp_path):
         for number in range(6):
             made = studies.create(tmp_path / str(number) / "study.db")
             made.set_user_attr("config", {})
-        _, problem = looker.communicate(timeout=100)
+        _, problem = looker.communicate(timeout=600)
     assert looker.returncode == 0, problem
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"study.db", "study.db-wal", "study.db-shm"}
 
