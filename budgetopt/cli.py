@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from budgetopt import cli_data, option_text, terminal
+from budgetopt import cli_data, option_text, process, terminal
 from budgetopt.cli_options import (
     Address,
     AllClasses,
@@ -34,10 +33,6 @@ from budgetopt.cli_options import (
     Workers,
 )
 from budgetopt.errors import BudgetoptError, InputError, Interrupted, PackedFileError
-
-# Read by torch's OpenMP when it is imported. Threads that spin while they wait for one another take the cores from each
-# other where something else is running: packing sets then took four times as long, on twice the cores.
-THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 app = typer.Typer(
     name="budgetopt",
@@ -510,7 +505,7 @@ def dashboard(
 
 def main() -> NoReturn:
     """Entry point. Errors for users end in one line; exit code 2: wrong input, 1: a run that failed, 130: Ctrl-C."""
-    os.environ.update({name: value for name, value in THREADS.items() if name not in os.environ})
+    process.set_up()
     try:
         code = app(standalone_mode=False)  # typer turns Ctrl-C into the code 130
     except (InputError, PackedFileError) as error:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from budgetopt import process
 from budgetopt.errors import InputError, first_line
 
 _SCRATCH = "bo-"  # prefix of the temporary folder, followed by the driver's process id
@@ -32,10 +33,7 @@ _QUIET = {
 }
 _ALWAYS = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the searcher alone says how many trials there may be
-    # For the worker processes, read by glibc when they start: keep freed activations instead of returning them to the
-    # system and faulting them in again at every step (a training step of 128 28×28 images: 95 → 57 ms on one core).
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    **process.MEMORY,
 }
 
 
