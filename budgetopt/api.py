@@ -52,12 +52,11 @@ def search(
 
     budget: `"30kb"` = 30,000 bytes, `"240kbit"`, or a number of bytes. dataset: `digits`, a torchvision dataset by
     name, or a path (see `data.open_source`); label: the label column of a table; resize: makes all pictures one size;
-    spectrogram: of recordings, as in `mels=32,frames=48,seconds=2`.
-    objectives, space, protocol: names of
-    shipped files or paths of your own TOML files (default: by the kind of data). time_limit: seconds of the whole call
-    (default: 270 for small samples, else 3,600; none if `trials` is given). out: run folder (default: a new one under
-    `runs/`), or a URL of one, such as `s3://BUCKET/RUN`; one that holds this very run is gone on with. sampler: what
-    proposes allocations, `rate-distortion` or `tpe`; with `rate-distortion`, patience: end after so many proposals in a
+    spectrogram: of recordings, as in `mels=32,frames=48,seconds=2`. objectives, space, protocol: names of shipped files
+    or paths of your own TOML files (default: by the kind of data). time_limit: seconds of the whole call (default: 270
+    for small samples, else 3,600; none if `trials` is given). out: run folder (default: a new one under `runs/`), or a
+    URL of one, such as `s3://BUCKET/RUN`; one that holds this very run is gone on with. sampler: what proposes
+    allocations, `rate-distortion` (the default) or `tpe`; with the former, patience: end after so many proposals in a
     row that promise less than 0.1 points, warm_start: run folders whose trials it learns from, also of other budgets
     and on other data. parents: optimised sets start from the nearest finished one, where one is near, and take a third
     of the steps.

@@ -66,7 +66,7 @@ def search(
     ] = None,
     init: Init = None,
     sampler: Annotated[
-        str | None, typer.Option(help="What proposes allocations: rate-distortion or tpe (default: tpe).")
+        str | None, typer.Option(help="What proposes allocations: rate-distortion or tpe (default: rate-distortion).")
     ] = None,
     patience: Annotated[
         int | None,

@@ -409,6 +409,7 @@ def test_the_sampler_is_a_setting_of_the_run():
     guided, _ = configuration.resolve("1kb", sampler="rate-distortion")
     tpe, _ = configuration.resolve("1kb", sampler="tpe")
     assert (guided.sampler, tpe.sampler) == ("rate-distortion", "tpe")
+    assert configuration.resolve("1kb")[0].sampler == "rate-distortion"
     assert guided.identity != tpe.identity
     stored = tpe.model_dump(mode="json")
     del stored["sampler"]  # as earlier versions wrote it

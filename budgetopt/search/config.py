@@ -22,7 +22,7 @@ DEFAULT_OBJECTIVES = ("coreset", "dm")
 SMALL_SAMPLE = 256  # values; searches on larger samples get an hour by default
 NO_LIMIT = 30 * 86_400.0  # seconds
 Sampler = Literal["rate-distortion", "tpe"]
-DEFAULT_SAMPLER: Sampler = "tpe"
+DEFAULT_SAMPLER: Sampler = "rate-distortion"
 DEFAULT_TIME, DEFAULT_TIME_LARGE = 270.0, 3600.0  # seconds
 
 
