@@ -282,4 +282,19 @@ def test_a_restart_that_dies_as_well_is_started_again(study):
 def test_a_trial_that_never_became_an_allocation_is_only_released(study):
     study.ask()
     assert studies.release_stale(study) == []
-    assert study.trials[0].state == TrialState.FAIL
+    assert study.trials[0].state == TrialState.PRUNED
+    (record,) = studies.records(study)
+    assert (record.state, record.message) == ("skipped", "unproposed")
+
+
+def test_what_dies_as_it_leaves_the_queue_goes_back(study):
+    """An allocation of the design, and a trial that was to start again: neither was one yet."""
+    study.enqueue_trial({"ipc": 5})
+    study.ask()
+    assert restart(study) == [0]
+    assert [r.state for r in studies.records(study)] == ["interrupted", "waiting"]
+    study.ask()  # the restart, of which the driver dies at once
+    assert restart(study) == [0]
+    assert [r.state for r in studies.records(study)] == ["interrupted", "skipped", "waiting"]
+    assert study.ask().suggest_int("ipc", 1, 9) == 5
+    assert restart(study) == [0]

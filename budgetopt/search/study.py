@@ -32,6 +32,7 @@ METRICS = ["log2(bytes)", "validation accuracy"]
 # Reasons of PRUNED trials. Only the first says something about accuracy.
 STOPPED, OVER_BEFORE, OVER_AFTER, DUPLICATE = "stopped", "over_budget_before", "over_budget_after", "duplicate"
 IMPOSSIBLE = "impossible"  # a quantizer that cannot take what the transform makes
+UNPROPOSED = "unproposed"  # its driver died before it was an allocation
 # Reasons of FAIL trials that are not the trial's own fault: they are started again by `resume`.
 INTERRUPTED = "interrupted"
 
@@ -145,17 +146,25 @@ def values(size: int, accuracy: float) -> list[float]:
 
 
 def release_stale(study: optuna.Study) -> list[dict[str, Any]]:
-    """Tell trials that a dead driver left RUNNING that they failed; → parameters of those and of others interrupted,
-    to be enqueued again, each once."""
+    """End the trials that a dead driver left RUNNING; → parameters of those and of others that were interrupted, to be
+    enqueued again, each once. One that was only being proposed has ended as skipped, unless it came from the queue."""
     again = []
     trials = study.get_trials(deepcopy=False)
-    restarted = {t.user_attrs.get("restart_of") for t in trials}
+    # by a trial that waits or has begun: one that died as it left the queue has restarted nothing
+    restarted = {t.user_attrs.get("restart_of") for t in trials if t.state == TrialState.WAITING or _begun(t)}
     for trial in trials:
-        stale = trial.state == TrialState.RUNNING
-        if stale:
-            optuna.trial.Trial(study, trial._trial_id).set_user_attr("reason", INTERRUPTED)
-            study.tell(trial.number, state=TrialState.FAIL)
-        interrupted = stale or trial.user_attrs.get("reason") == INTERRUPTED
-        if interrupted and trial.number not in restarted and trial.params and "allocation" in trial.user_attrs:
-            again.append({"number": trial.number, "params": trial.params})
+        queued = trial.system_attrs.get("fixed_params") if "restart_of" not in trial.user_attrs else None
+        params = trial.params if _begun(trial) else queued
+        interrupted = trial.user_attrs.get("reason") == INTERRUPTED
+        if trial.state == TrialState.RUNNING:
+            interrupted = bool(params)
+            reason, state = (INTERRUPTED, TrialState.FAIL) if interrupted else (UNPROPOSED, TrialState.PRUNED)
+            optuna.trial.Trial(study, trial._trial_id).set_user_attr("reason", reason)
+            study.tell(trial.number, state=state)
+        if interrupted and params and trial.number not in restarted:
+            again.append({"number": trial.number, "params": params})
     return again
+
+
+def _begun(trial: FrozenTrial) -> bool:
+    return "allocation" in trial.user_attrs and bool(trial.params)
