@@ -216,26 +216,25 @@ def _estimate(few: Dataset, protocol: Protocol, validation: int, samples: int) -
     device, spec = evaluation.default_device(), few.spec
     cores, gpus = configuration.machine()
     workers = configuration.default_workers(cores, gpus)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a search
     try:
-        net = networks.build(protocol.network, spec.shape, spec.classes, protocol.width, generator("look")).to(device)
-        standardize = evaluation.Standardize(spec.mean, spec.std, spec.shape, device)
-        x, y = torch.from_numpy(few.train.x[: protocol.batch]), torch.from_numpy(few.train.y[: protocol.batch])
-        marks = []
-        # without an optimiser, whose first use takes longer than all this
-        for _ in range(1 + TIMED_STEPS):
-            functional.cross_entropy(net(standardize(x.to(device))), y.to(device)).backward()
-            marks.append(time.monotonic())
-        step = (marks[-1] - marks[0]) / TIMED_STEPS * protocol.batch / len(x)
-        seen = replace(few.val, x=few.val.x[:128], y=few.val.y[:128])
-        started = time.monotonic()
-        evaluation.score(net, seen, standardize, device, spec.classes)
-        scoring = (time.monotonic() - started) / len(seen) * validation
+        with evaluation.one_thread(torch.device("cpu")):  # as in a search
+            net = networks.build(protocol.network, spec.shape, spec.classes, protocol.width, generator("look")).to(
+                device
+            )
+            standardize = evaluation.Standardize(spec.mean, spec.std, spec.shape, device)
+            x, y = torch.from_numpy(few.train.x[: protocol.batch]), torch.from_numpy(few.train.y[: protocol.batch])
+            marks = []
+            # without an optimiser, whose first use takes longer than all this
+            for _ in range(1 + TIMED_STEPS):
+                functional.cross_entropy(net(standardize(x.to(device))), y.to(device)).backward()
+                marks.append(time.monotonic())
+            step = (marks[-1] - marks[0]) / TIMED_STEPS * protocol.batch / len(x)
+            seen = replace(few.val, x=few.val.x[:128], y=few.val.y[:128])
+            started = time.monotonic()
+            evaluation.score(net, seen, standardize, device, spec.classes)
+            scoring = (time.monotonic() - started) / len(seen) * validation
     except InputError:  # the network does not take such samples
         return None
-    finally:
-        torch.set_num_threads(threads)
     training = protocol.steps * step + scoring
     short = rung_protocol(protocol, last=False).steps * step + scoring
     trial = short + protocol.search_seeds * training

@@ -13,7 +13,7 @@ import torch
 from budgetopt import cache, networks
 from budgetopt.allocation import TEMPERATURE
 from budgetopt.errors import TrialFailure
-from budgetopt.evaluation import Standardize, TrainingSet, train_network
+from budgetopt.evaluation import Standardize, TrainingSet, one_thread, train_network
 from budgetopt.protocol import Protocol
 from budgetopt.seeding import derive, generator
 
@@ -54,15 +54,11 @@ def train(data: TrainingData, seed: int, progress: Callable[[int, int], None] = 
     diverges."""
     spec = data.spec
     subject = TrainingSet(data.train.x, data.train.y, spec.classes, spec.mean, spec.std)
-    threads = torch.get_num_threads()
-    if data.device.type == "cpu":
-        torch.set_num_threads(1)
     try:
-        net = train_network(subject, _longer(data.protocol), _seed(data, seed), data.device, progress)
+        with one_thread(data.device):
+            net = train_network(subject, _longer(data.protocol), _seed(data, seed), data.device, progress)
     except TrialFailure as failure:
         raise TrialFailure(f"the teacher of the soft labels: {failure}") from None
-    finally:
-        torch.set_num_threads(threads)
     weights = {name: value.detach().cpu().numpy() for name, value in net.state_dict().items()}
     return _teacher(data, weights)
 

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
 import budgetopt
 from budgetopt import api, cli
@@ -116,16 +117,6 @@ def write_npz(root):
 
 SOURCES = {"folder": write_folder, "parquet": write_parquet, "npy": write_npy, "npz": write_npz}
 every_source = pytest.mark.parametrize("kind", SOURCES)
-
-
-def refused(call, *parts):
-    with pytest.raises(InputError) as raised:
-        call()
-    message = str(raised.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
-    return message
 
 
 # --- the contract of all sources -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from refusals import refused
 
 from budgetopt import api, cli
 from budgetopt.data import Dataset, open_source, tabular
@@ -44,16 +45,6 @@ def folder(path, suffix=".parquet", train=None, test=None):
     if test is not False:
         write(path / f"test{suffix}", test if test is not None else columns(12, 1))
     return str(path)
-
-
-def refused(call, *words):
-    with pytest.raises(InputError) as raised:
-        call()
-    message = str(raised.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-    return message
 
 
 # --- what is understood ----------------------------------------------------------------------------------------------

@@ -17,12 +17,13 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 from sets import packed_set, table_preparation
 from sklearn.model_selection import train_test_split
 
 from budgetopt import api, cli, load
 from budgetopt.data import Dataset, open_source, table_fitting
-from budgetopt.errors import InputError, PackedFileError
+from budgetopt.errors import PackedFileError
 from budgetopt.packing import TablePreparation, pack, unpack
 from budgetopt.packing.errors import BadHeader
 from budgetopt.packing.fields import Reader, Writer
@@ -63,16 +64,6 @@ def through_bytes(preparation, width=None):
     out = Writer()
     preparation.write(out)
     return TablePreparation.read(Reader(bytes(out.data)), (width or sum(c.width for c in preparation.columns) or 1,))
-
-
-def refused(call, *words, error=InputError):
-    with pytest.raises(error) as raised:
-        call()
-    message = str(raised.value)
-    assert "\n" not in message
-    assert len(message) < 500
-    for word in words:
-        assert word in message
 
 
 # --- samples of rows -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from budgetopt import cache
-from budgetopt.evaluation import TrainingSet, train_network
+from budgetopt.evaluation import TrainingSet, one_thread, train_network
 from budgetopt.methods.base import TrainingData
 from budgetopt.seeding import derive
 
@@ -59,14 +59,9 @@ def train(data: TrainingData, seed: int, progress: cache.Progress = cache.silent
         seen[batch] += 1
         was_right[batch] = right
 
-    threads = torch.get_num_threads()
-    if data.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        longer = data.protocol.model_copy(update={"steps": steps})
+    longer = data.protocol.model_copy(update={"steps": steps})
+    with one_thread(data.device):
         train_network(subject, longer, derive("forgetting", seed, spec.split_hash), data.device, progress, watch)
-    finally:
-        torch.set_num_threads(threads)
     return Forgetting(events, wrong, seen)
 
 

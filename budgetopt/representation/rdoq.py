@@ -31,11 +31,11 @@ def optimised(
     check(side, "rdoq")
     domain = Domain(layout, counts)
     turns: list[Turn] = [(c, row, column) for c in (0, 1) for row in (0, 1) for column in (0, 1)]
+    in_turn = [(turn, columns(layout, turn).to(x.device)) for turn in turns]
     symbols = torch.from_numpy(stored.astype(np.int64)).to(x.device)
     variance = float(x.var(correction=0)) or 1.0
     for _ in range(PASSES):
-        for turn in turns:
-            moving = columns(layout, turn).to(x.device)
+        for turn, moving in in_turn:
             if len(moving):
                 bits = bits_around(symbols, labels, side.levels, layout, turn)
                 symbols[:, moving] += _best_move(x, symbols, side, domain, moving, weight * variance * bits)
