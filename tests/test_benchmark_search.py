@@ -56,6 +56,22 @@ def test_the_comparison_prints_every_figure(tmp_path, script, capsys):
         assert figure in out
 
 
+def test_stopping_rules_are_judged_by_what_they_cost_and_lose(tmp_path, script, capsys):
+    law_table().save(tmp_path / "law.npz")
+    script("search.py")["main"](["--table", str(tmp_path / "law.npz"), "--parts", "stopping", "--orders", "2"])
+    shares = {}
+    for line in capsys.readouterr().out.splitlines():
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        if cells[0] in ("ASHA", "MO-ASHA", "halving"):
+            shares[cells[0]] = [float(cell) for cell in cells[1:]]
+    assert len(shares) == 3
+    for cost, lost, kept in shares.values():
+        assert 20 < cost < 100  # something is stopped, and no lower rung is free
+        assert 0 <= lost < 100
+        assert 0 < kept <= 100
+    assert shares["halving"][1] < shares["ASHA"][1]  # small files are not stopped for their accuracy
+
+
 def test_halving_keeps_its_share(script):
     asha = script("search.py")["Asha"](by_rank=False)
     told = [

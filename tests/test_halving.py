@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
-from scipy.stats import rankdata, spearmanr
+from scipy.special import expit
 
 from budgetopt.allocation import Allocation
-from budgetopt.search.halving import GRACE, PAIRS, TRUSTED, FrontHalving, agreement, keeps, trusted
+from budgetopt.search.halving import GRACE, PAIRS, FrontHalving, Report, goes_on, keeps
 from budgetopt.search.study import Record
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -47,10 +47,10 @@ def test_the_front_stays_whatever_has_accumulated():
     assert keep(LADDER * 50, 300, 0.65)
 
 
-def test_the_better_half_by_rank_stays_although_dominated():
+def test_the_better_third_by_rank_stays_although_dominated():
     worse = [(500, 0.2), (500, 0.19), (500, 0.18), (500, 0.17)]
     assert keep([(100, 0.5), *worse], 400, 0.4)  # one of six is ahead of it
-    assert not keep([(100, 0.5)] * 5 + worse, 400, 0.4)  # five of ten are ahead of it
+    assert not keep([(100, 0.5)] * 3 + worse, 400, 0.4)  # three of eight are ahead of it
 
 
 def test_one_standard_error_is_forgiven_and_no_more():
@@ -83,13 +83,17 @@ def test_more_accuracy_never_stops_a_trial(others):
 # ----------------------------------------------------------------------------------------------------------------------
 # the scheduler
 # ----------------------------------------------------------------------------------------------------------------------
-def report(scheduler, key, size, accuracy, rung=0, last=False, error=0.0):
+VALIDATION = 200
+
+
+def report(scheduler, key, size, accuracy, rung=0, last=False, error=0.0, step=0, samples=10):
     result = {"rung": rung, "last": last, "key": key, "bytes": size, "accuracy": accuracy, "error": error}
+    result |= {"step": step, "samples": samples}
     return scheduler.on_trial_result(None, TRIAL, result)
 
 
 def filled(rung=0):
-    scheduler = FrontHalving()
+    scheduler = FrontHalving(VALIDATION)
     for i in range(GRACE):
         assert report(scheduler, f"good{i}", 100, 0.9, rung) == CONTINUE
     return scheduler
@@ -111,7 +115,7 @@ def test_every_rung_has_its_own_front():
 def test_the_last_rung_always_goes_on_and_is_not_counted():
     scheduler = filled()
     assert report(scheduler, "bad", 200, 0.3, last=True) == CONTINUE
-    fresh = FrontHalving()
+    fresh = FrontHalving(VALIDATION)
     for i in range(GRACE):
         report(fresh, f"good{i}", 100, 0.9, rung=1, last=True)
     assert report(fresh, "bad", 200, 0.3, rung=1) == CONTINUE
@@ -123,14 +127,14 @@ def test_results_without_a_rung_go_on(result):
 
 
 def test_a_trial_is_not_compared_with_itself():
-    scheduler = FrontHalving()
+    scheduler = FrontHalving(VALIDATION)
     for _ in range(GRACE + 2):  # the same trial, retried again and again
         assert report(scheduler, "same", 100, 0.5) == CONTINUE
     assert report(scheduler, "worse", 100, 0.4) == CONTINUE  # one other has reported, not six
 
 
 def test_a_retried_trial_does_not_change_the_rung():
-    scheduler = FrontHalving()
+    scheduler = FrontHalving(VALIDATION)
     for i in range(GRACE):
         report(scheduler, f"t{i}", 100, 0.5)
     for i in range(GRACE):
@@ -140,6 +144,7 @@ def test_a_retried_trial_does_not_change_the_rung():
 
 def record(number, state, rungs):
     allocation = Allocation(ipc=number + 1)
+    rungs = {rung: {"step": 0, "samples": 10} | figures for rung, figures in rungs.items()}
     return Record(number, state, allocation, None, None, None, None, None, None, rungs)
 
 
@@ -147,7 +152,7 @@ def test_rungs_are_rebuilt_from_the_study():
     rungs = {rung: {"bytes": 100, "accuracy": 0.9 + 0.01 * rung} for rung in range(3)}
     stopped = {rung: rungs[rung] for rung in (0, 1)}
     earlier = [record(i, *(("complete", rungs) if i % 2 else ("stopped", stopped))) for i in range(GRACE)]
-    scheduler = FrontHalving(earlier)
+    scheduler = FrontHalving(VALIDATION, earlier)
     assert report(scheduler, "bad", 200, 0.3, rung=0) == STOP
     assert report(scheduler, "bad", 200, 0.3, rung=1) == STOP
     assert report(scheduler, "bad", 200, 0.3, rung=2) == CONTINUE
@@ -156,13 +161,13 @@ def test_rungs_are_rebuilt_from_the_study():
 def test_a_rebuilt_last_rung_is_not_one_to_stop_at():
     """A coreset's second report is its last; an optimised set's second is not."""
     earlier = [record(i, "complete", {r: {"bytes": 100, "accuracy": 0.9} for r in (0, 1)}) for i in range(2 * GRACE)]
-    assert report(FrontHalving(earlier), "bad", 200, 0.3, rung=1) == CONTINUE
+    assert report(FrontHalving(VALIDATION, earlier), "bad", 200, 0.3, rung=1) == CONTINUE
 
 
 def test_a_rebuilt_rung_knows_its_trials():
     rungs = {0: {"bytes": 100, "accuracy": 0.9}, 1: {"bytes": 100, "accuracy": 0.9}}
     earlier = [record(i, "complete", rungs) for i in range(GRACE)]
-    scheduler = FrontHalving(earlier)
+    scheduler = FrontHalving(VALIDATION, earlier)
     # it is one of the four that reported before, so only three others did
     assert report(scheduler, earlier[0].allocation.key, 200, 0.3) == CONTINUE
 
@@ -170,87 +175,77 @@ def test_a_rebuilt_rung_knows_its_trials():
 @pytest.mark.parametrize("state", ["failed", "interrupted", "skipped", "infeasible", "running"])
 def test_only_judged_trials_count(state):
     earlier = [record(i, state, {0: {"bytes": 100, "accuracy": 0.9}}) for i in range(2 * GRACE)]
-    assert report(FrontHalving(earlier), "bad", 200, 0.3) == CONTINUE
+    assert report(FrontHalving(VALIDATION, earlier), "bad", 200, 0.3) == CONTINUE
+
+
+def test_sets_that_are_optimised_are_compared_among_themselves():
+    """A coreset at its first rung has had half of the steps of a training, and nothing else has."""
+    scheduler = filled()
+    assert report(scheduler, "trained", 200, 0.3, step=50) == CONTINUE
+    assert report(scheduler, "bad", 200, 0.3, step=0) == STOP
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# whether a rung can be trusted
+# what a rung foretells
 # ----------------------------------------------------------------------------------------------------------------------
-def naive_agreement(size, at_rung, at_last):
-    """Pearson's correlation of ranks that are taken, and centred, octave by octave."""
-    pairs = []
-    for k in range(20):
-        inside = [i for i in range(len(size)) if 2**k <= size[i] < 2 ** (k + 1)]
-        first, second = rankdata([at_rung[i] for i in inside]), rankdata([at_last[i] for i in inside])
-        pairs += [(a - np.mean(first), b - np.mean(second)) for a, b in zip(first, second, strict=True)]
-    a, b = np.array(pairs).T
-    return (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+def rung_of(n, last, behind):
+    """Reports of sets of n samples whose log-odds are `behind` those at the last rung, (k,) each."""
+    accuracy = expit(np.asarray(last, np.float64) - behind)
+    return [Report(100 * int(k), int(k), float(a), 0.0) for k, a in zip(n, accuracy, strict=True)]
 
 
-@given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=30))
-def test_agreement_against_the_naive_one(rows):
-    size, at_rung, at_last = np.array(rows, np.float64).T
-    with np.errstate(invalid="ignore"):
-        assert agreement(size, at_rung, at_last) == pytest.approx(naive_agreement(size, at_rung, at_last), nan_ok=True)
+N = np.geomspace(10, 1000, 12).round()
+LAST = np.linspace(0.5, 2.5, 12)  # more samples, more accuracy
 
 
-def test_agreement_in_one_octave_is_spearmans():
+def test_large_sets_that_look_worse_at_a_rung_go_on():
+    """Each twofold of the samples costs as much at the rung as it is worth at the end, and a little more."""
+    others = rung_of(N, LAST, 0.75 * np.log(N))
+    large = Report(150_000, 1500, float(expit(2.8 - 0.75 * np.log(1500))), 0.0)
+    assert large.accuracy < min(r.accuracy for r in others)  # dominated by all of them
+    lasts = [float(a) for a in expit(LAST)]
+    assert goes_on(large, others, lasts, VALIDATION)
+    assert not goes_on(large, others, [*lasts[: PAIRS - 1], *[None] * 5], VALIDATION)  # too few have finished
+    worse = Report(150_000, 1500, float(expit(0.3 - 0.75 * np.log(1500))), 0.0)
+    assert not goes_on(worse, others, lasts, VALIDATION)  # what it foretells is no better than a tenth of its bytes
+
+
+def test_a_trial_that_falls_behind_what_others_foretell_is_stopped():
+    others, lasts = rung_of(N, LAST, 0.4), [float(a) for a in expit(LAST)]
+    assert goes_on(Report(60_000, 600, float(expit(2.3 - 0.4)), 0.0), others, lasts, VALIDATION)
+    assert not goes_on(Report(60_000, 600, float(expit(0.4 - 0.4)), 0.0), others, lasts, VALIDATION)
+
+
+def test_a_rung_that_says_nothing_stops_few():
+    """Accuracies at the rung are noise: what is below most of them there goes on all the same."""
     rng = np.random.default_rng(0)
-    at_rung = rng.integers(0, 20, 30) / 20
-    at_last = at_rung + rng.normal(size=30) / 4
-    found = agreement(rng.uniform(1024, 2048, 30), at_rung, at_last)
-    assert 0.3 < found < 0.95
-    assert found == pytest.approx(spearmanr(at_rung, at_last).statistic)
+    noise = rng.normal(0, 1, 40)
+    others = [Report(10_000 + i, 100, float(expit(g)), 0.02) for i, g in enumerate(noise)]
+    lasts = [float(expit(g)) for g in rng.normal(2, 0.3, 40)]
+    low = [Report(10_100, 100, float(expit(g)), 0.02) for g in np.quantile(noise, [0.2, 0.3, 0.4, 0.5])]
+    assert all(goes_on(own, others, lasts, VALIDATION) for own in low)
+    assert not any(keeps(*rows(others), own.bytes, own.accuracy, own.error) for own in low)
 
 
-def test_large_files_ahead_of_small_ones_are_no_agreement():
-    size = 100.0 * 2 ** np.repeat(np.arange(6), 2)
-    at_last = size / 10_000 + np.tile([0.0, 0.001], 6)
-    at_rung = size / 10_000 + np.tile([0.001, 0.0], 6)  # in every octave the wrong way round
-    assert spearmanr(at_rung, at_last).statistic > 0.9
-    assert agreement(size, at_rung, at_last) == pytest.approx(-1)
+def rows(reports):
+    return np.array([(r.bytes, r.accuracy) for r in reports], np.float64).T
 
 
-def test_a_rung_is_trusted_until_enough_trials_have_finished():
-    size, up = np.full(PAIRS, 100.0), np.arange(PAIRS, dtype=float)
-    assert trusted(size[1:], up[1:], -up[1:])
-    assert not trusted(size, up, -up)
-    assert trusted(size, up, up)
-    assert trusted(size, up, np.zeros(PAIRS))  # all the same: no evidence
-
-
-def test_the_threshold():
-    size, up = np.full(PAIRS, 100.0), np.arange(PAIRS, dtype=float)
-    below, above = up[[3, 0, 1, 6, 2, 4, 7, 5]], up[[2, 0, 1, 3, 4, 7, 5, 6]]
-    assert 0.6 < agreement(size, up, below) < TRUSTED < agreement(size, up, above) < 0.95
-    assert not trusted(size, up, below)
-    assert trusted(size, up, above)
-
-
-def crowded(order):
-    """A scheduler that has seen PAIRS trials to their end, ranked `order` at the last rung."""
-    scheduler = FrontHalving()
-    for i in range(PAIRS):
-        assert report(scheduler, f"t{i}", 100, 0.9 + i / 1000) == CONTINUE
-    for i, rank in enumerate(order):
-        assert report(scheduler, f"t{i}", 100, 0.9 + rank / 1000, rung=1, last=True) == CONTINUE
-    return scheduler
-
-
-def test_a_rung_that_misleads_stops_nobody():
-    assert report(crowded(range(PAIRS)), "bad", 200, 0.3) == STOP
-    assert report(crowded(reversed(range(PAIRS))), "bad", 200, 0.3) == CONTINUE
-
-
-def test_whether_a_rung_misleads_is_known_again_after_a_restart():
-    for ranks, expected in ((range(PAIRS), STOP), (range(PAIRS)[::-1], CONTINUE)):
-        rungs = [
-            {0: {"bytes": 100, "accuracy": 0.9 + i / 1000}, 1: {"bytes": 100, "accuracy": 0.9 + rank / 1000}}
-            for i, rank in enumerate(ranks)
-        ]
-        scheduler = FrontHalving([record(i, "complete", r) for i, r in enumerate(rungs)])
-        assert report(scheduler, "bad", 200, 0.3) == expected
+def test_what_rungs_foretell_is_known_again_after_a_restart():
+    reports, lasts = rung_of(N, LAST, 0.75 * np.log(N)), expit(LAST)
+    rungs = [
+        {
+            0: {"bytes": r.bytes, "accuracy": r.accuracy, "samples": r.samples},
+            1: {"bytes": r.bytes, "accuracy": float(last), "samples": r.samples},
+        }
+        for r, last in zip(reports, lasts, strict=True)
+    ]
+    accuracy = float(expit(2.8 - 0.75 * np.log(1500)))
+    earlier = [record(i, "complete", r) for i, r in enumerate(rungs)]
+    assert report(FrontHalving(VALIDATION, earlier), "large", 150_000, accuracy, samples=1500) == CONTINUE
+    stopped = [record(i, "stopped", {0: r[0]}) for i, r in enumerate(rungs)]
+    assert report(FrontHalving(VALIDATION, stopped), "large", 150_000, accuracy, samples=1500) == STOP
 
 
 def test_tune_may_leave_out_metric_and_mode():
-    assert FrontHalving().set_search_properties(None, None)
+    assert FrontHalving(VALIDATION).set_search_properties(None, None)

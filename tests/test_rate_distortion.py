@@ -17,7 +17,7 @@ from budgetopt.search.acquisition import (
     staircase,
 )
 from budgetopt.search.error_model import Evidence, fit, log_odds
-from budgetopt.search.rate_distortion import History, Kinds, Model, Points, rung_offset, works
+from budgetopt.search.rate_distortion import History, Kinds, Model, Points, works
 from budgetopt.search.rate_model import Codings, Packings, RateModel, fit_growth
 
 TRUE = np.array([[4.5, 3.0, 1.6, 0.8], [4.2, 2.2, 0.6, 0.4]])  # e, A, B, D of two methods
@@ -173,17 +173,6 @@ def test_log_odds_of_certainty_are_finite():
     assert g[2] == pytest.approx(logit(0.995))
     assert variance[1] == pytest.approx((0.05 / 0.25) ** 2)
     assert (variance > 0).all()
-
-
-def test_rungs_are_lifted_by_what_others_gained():
-    rng = np.random.default_rng(0)
-    last = rng.normal(2, 1, 200)
-    mean, variance = rung_offset(last - 0.8 + rng.normal(0, 0.2, 200), last)
-    assert mean == pytest.approx(0.8, abs=0.05)
-    assert variance == pytest.approx(0.04, rel=0.3)
-    none, wide = rung_offset(np.zeros(0), np.zeros(0))
-    assert none > 0
-    assert wide > variance
 
 
 def test_failures_are_remembered():

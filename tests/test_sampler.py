@@ -19,7 +19,7 @@ from budgetopt.search import config as configuration
 from budgetopt.search.candidates import MOST_KINDS, NEIGHBOURS, SAMPLED, SpaceCandidates
 from budgetopt.search.explanation import explain
 from budgetopt.search.problem import Coding, Problem
-from budgetopt.search.sampler import Packed, RateDistortionSampler
+from budgetopt.search.sampler import CLOSE, RESCORED, Packed, RateDistortionSampler
 from budgetopt.space import IpcRange, QuantizerChoice, SearchSpace, resolve
 
 OBJECTIVES = {"coreset": 0, "dm": 50}
@@ -262,9 +262,9 @@ def test_rungs_of_children_are_their_own():
             study.add_trial(create_trial(state=state, values=values, user_attrs=attributes))
 
         for ipc in (2, 3, 40, 50):
-            add(ipc, False, TrialState.COMPLETE, 0.4, 0.9)
-            add(ipc + 4, True, TrialState.COMPLETE, 0.88, 0.9)
-        for ipc in (10, 11, 12):
+            add(ipc, False, TrialState.COMPLETE, 0.4, 0.7)
+            add(ipc + 4, True, TrialState.COMPLETE, 0.66, 0.7)
+        for ipc in range(9, 15):
             add(ipc, child, TrialState.PRUNED, 0.5)
         view = RateDistortionSampler(shared_problem()).view(study, -1)
         points, ipc = view.candidates()
@@ -337,9 +337,29 @@ def test_of_large_sets_only_one_is_packed():
             return initial_bytes(allocation)
 
         known = problem(measure=lambda kind, n=values: replace(coding(kind), values=n), initial_bytes=size)
-        assert RateDistortionSampler(known).propose(filled_study(30, SPACE, known), 30) is not None
+        # an odd number: small files that are close to each other, of which several are packed where that is cheap
+        assert RateDistortionSampler(known).propose(filled_study(30, SPACE, known), 31) is not None
     assert len(packed[10**6]) < len(packed[64])
     assert len(packed[10**6]) <= 2  # the second where the first was cut to size
+
+
+def test_packing_ends_with_one_that_has_as_much_as_the_next_may_gain(monkeypatch):
+    packed = []
+
+    def size(allocation):
+        packed.append(allocation)
+        return initial_bytes(allocation)
+
+    known = problem(initial_bytes=size)
+    study, counts, chosen = filled_study(30, SPACE, known), [], []
+    for close in (0.0, CLOSE, np.inf):
+        packed.clear()
+        monkeypatch.setattr("budgetopt.search.sampler.CLOSE", close)
+        chosen.append(RateDistortionSampler(known).propose(study, 30))
+        counts.append(len(packed))
+    assert counts[0] <= 2 <= counts[2]
+    assert counts[0] <= counts[1] <= counts[2]
+    assert counts[2] >= RESCORED
 
 
 def test_a_proposal_is_fast():

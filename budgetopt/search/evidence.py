@@ -15,8 +15,9 @@ from budgetopt.errors import InputError
 from budgetopt.search import study as studies
 from budgetopt.search.error_model import CHOICE_SPREAD, log_odds
 from budgetopt.search.problem import Problem
-from budgetopt.search.rate_distortion import History, Kinds, Points, rung_offset, works
+from budgetopt.search.rate_distortion import History, Kinds, Points, works
 from budgetopt.search.rate_model import GROWTH_SPREAD, Codings, Packings, RateModel, fit_growth
+from budgetopt.search.rungs import Extrapolation, extrapolation
 
 CODED = tuple(f.name for f in fields(Allocation) if f.name not in ("objective", "ipc", "rate_weight"))
 CHOSEN = tuple(
@@ -152,21 +153,25 @@ class KindTable:
         g, variance = log_odds(
             np.array([o.accuracy for o in complete], np.float64), np.array([o.error for o in complete]), samples
         )
-        offsets = self._offsets(complete)
+        foretold = self._extrapolations(complete)
         part = [o for o in observed if o.state in ("stopped", "running") and o.rungs]
-        reached = [max(o.rungs) for o in part]
-        at_rung = np.array([o.rungs[r] for o, r in zip(part, reached, strict=True)], np.float64).reshape(-1, 2)
-        part_g, part_variance = log_odds(at_rung[:, 0], at_rung[:, 1], samples)
-        extra = np.array([offsets[self._rung(o, r)] for o, r in zip(part, reached, strict=True)]).reshape(-1, 2)
+        points = self._points(part)
+        part_g, part_variance = np.zeros(len(part)), np.zeros(len(part))
+        for row, o in enumerate(part):
+            rung = max(o.rungs)
+            accuracy, error = np.array(o.rungs[rung])[:, None]
+            at_rung = log_odds(accuracy, error, samples)[0]
+            mean, std = foretold[self._rung(o, rung)].predict(points.n[[row]], at_rung)
+            part_g[row], part_variance[row] = mean[0], std[0] ** 2
         earlier, earlier_g, earlier_variance = self._of_earlier()
         history = History(
             finished=self._points(complete),
             g=g,
             variance=variance,
             log_bytes=np.log2(np.array([o.bytes for o in complete], np.float64)),
-            others=self._points(part).joined(earlier),
-            others_g=np.concatenate([part_g + extra[:, 0], earlier_g]),
-            others_variance=np.concatenate([part_variance + extra[:, 1], earlier_variance]),
+            others=points.joined(earlier),
+            others_g=np.concatenate([part_g, earlier_g]),
+            others_variance=np.concatenate([part_variance, earlier_variance]),
             pending=self._points([o for o in observed if o.state in ("running", "waiting")]),
         )
         return history, [o.number for o in complete]
@@ -197,22 +202,18 @@ class KindTable:
         """Rungs are shares of different things where nothing is optimised, or fine-tuned only."""
         return observed.allocation.objective in self._problem.trained, observed.child, rung
 
-    def _offsets(self, complete: Sequence[Observed]) -> dict[tuple[bool, bool, int], tuple[float, float]]:
-        pairs: dict[tuple[bool, bool, int], list[tuple[float, float]]] = defaultdict(list)
-        for o in complete:
+    def _extrapolations(self, complete: Sequence[Observed]) -> Mapping[tuple[bool, bool, int], Extrapolation]:
+        """Of every rung, from trials that went past it; of rungs that no finished trial has, the prior."""
+        n, samples = self._points(complete).n, self._problem.validation
+        pairs: dict[tuple[bool, bool, int], list[tuple[float, float, float]]] = defaultdict(list)
+        for o, of_class in zip(complete, n, strict=True):
             for rung, (accuracy, _) in o.rungs.items():
-                pairs[self._rung(o, rung)].append((accuracy, o.accuracy or 0.0))
-        samples = self._problem.validation
-
-        class Offsets(dict):  # of rungs that no finished trial has: the prior
-            def __missing__(self, key: Any) -> tuple[float, float]:
-                return rung_offset(np.zeros(0), np.zeros(0))
-
-        found = Offsets()
+                pairs[self._rung(o, rung)].append((of_class, accuracy, o.accuracy or 0.0))
+        found = defaultdict(lambda: extrapolation(*np.zeros((3, 0))))
         for key, values in pairs.items():
-            below, last = np.array(values).T
+            of_class, below, last = np.array(values).T
             zero = np.zeros(len(values))
-            found[key] = rung_offset(log_odds(below, zero, samples)[0], log_odds(last, zero, samples)[0])
+            found[key] = extrapolation(of_class, log_odds(below, zero, samples)[0], log_odds(last, zero, samples)[0])
         return found
 
     def _growth(self, observed: Sequence[Observed], rows: Sequence[Allocation]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from scipy.stats import rankdata
+from scipy.special import expit
 
 from budgetopt.front import ranks
+from budgetopt.search.error_model import log_odds
+from budgetopt.search.rungs import extrapolation
 from budgetopt.search.study import Record
 
 GRACE = 4  # reports a rung needs before anything is stopped there
-REDUCTION = 2.0  # keep the better 1/REDUCTION of a rung
-PAIRS = 8  # trials past a rung that have finished, before it is judged
-TRUSTED = 0.7  # agreement below which a rung stops nobody
+REDUCTION = 3.0  # keep the better 1/REDUCTION of a rung
+PAIRS = 8  # trials past a rung that have finished, before what they reached at their last decides
+DOUBT = 0.75  # standard deviations of what is foretold that a trial is forgiven
 
 
 def keeps(size: np.ndarray, accuracy: np.ndarray, own_size: float, own_accuracy: float, own_error: float) -> bool:
     """Whether a trial goes on past a rung where others reported (size, accuracy), each (n,).
 
-    It does if it is on the rung's front, its accuracy taken one standard error higher (one training on a small
-    validation part is noisy), or in the better half by non-dominated rank, or if fewer than GRACE others reported.
+    It does if it is on the rung's front, its accuracy taken `own_error` higher, or in the better third by
+    non-dominated rank, or if fewer than GRACE others reported.
     Accuracy alone would stop small files, which are worth the most bytes.
     """
     if len(size) < GRACE:
@@ -36,36 +38,52 @@ def keeps(size: np.ndarray, accuracy: np.ndarray, own_size: float, own_accuracy:
     return bool((rank[:-1] < rank[-1]).sum() < len(rank) / REDUCTION)
 
 
-def agreement(size: np.ndarray, at_rung: np.ndarray, at_last: np.ndarray) -> float:
-    """Spearman's correlation of the accuracies that n files of `size` bytes had at a rung and at their last, each (n,),
-    within an octave of bytes: ranks are taken in each octave 2^k … 2^(k+1) alone and compared to its mean rank, then
-    all are correlated. Large files beat small ones at every rung: across octaves any rung would look good. NaN where
-    there is nothing to compare.
+@dataclass(frozen=True)
+class Report:
+    """Of a rung below the last. samples: in all."""
+
+    bytes: int
+    samples: int
+    accuracy: float
+    error: float
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Report:
+        return cls(result["bytes"], result["samples"], result["accuracy"], result.get("error") or 0.0)
+
+
+def goes_on(own: Report, others: Sequence[Report], lasts: Sequence[float | None], validation: int) -> bool:
+    """Whether a trial goes on past a rung that others reported, too. lasts: their accuracies at the last rung, None of
+    those that have none; validation: samples that accuracies are measured on.
+
+    Once PAIRS others have finished, not accuracies at the rung are compared, but what these foretell for the last one:
+    large sets need more steps than small ones, and look worse at a rung than they will be. Where a rung says little,
+    what it foretells is doubtful, and few are stopped.
     """
-    octave = np.floor(np.log2(size))
-    ranks = np.zeros((2, len(size)))
-    for k in np.unique(octave):
-        inside = octave == k
-        for row, accuracy in zip(ranks, (at_rung, at_last), strict=True):
-            row[inside] = rankdata(accuracy[inside]) - (inside.sum() + 1) / 2
-    norm = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
-    return float(ranks[0] @ ranks[1]) / norm if norm else math.nan
-
-
-def trusted(size: np.ndarray, at_rung: np.ndarray, at_last: np.ndarray) -> bool:
-    """Whether a rung may stop trials: until PAIRS trials that went past it have finished, and then as long as their
-    `agreement` is at least TRUSTED. Those that it stopped are not among them, which makes it look worse than it is:
-    stopping nobody for a while is what mends that."""
-    return len(size) < PAIRS or not agreement(size, at_rung, at_last) < TRUSTED  # NaN is no evidence
+    reports = [own, *others]
+    size, accuracy = np.array([(r.bytes, r.accuracy) for r in reports], np.float64).T
+    error = own.error
+    pairs = [(r, last) for r, last in zip(others, lasts, strict=True) if last is not None]
+    if len(pairs) >= PAIRS:
+        none = np.zeros(len(reports))
+        n = np.array([r.samples for r in reports], np.float64)
+        at_rung = log_odds(accuracy, none, validation)[0]
+        finished = np.array([last is not None for last in (None, *lasts)])
+        at_last = log_odds(np.array([last for _, last in pairs]), none[finished], validation)[0]
+        mean, std = extrapolation(n[finished], at_rung[finished], at_last).predict(n, at_rung)
+        accuracy, error = expit(mean), float(expit(mean[0] + DOUBT * std[0]) - expit(mean[0]))
+    return keeps(size[1:], accuracy[1:], size[0], accuracy[0], error)
 
 
 class FrontHalving(FIFOScheduler):
-    """Stops trials that `keeps` rejects, at rungs that are `trusted`. `Record`s of an earlier process rebuild both on
-    resume."""
+    """Stops trials that do not go on (`goes_on`); sets that are optimised and those that are not are compared among
+    themselves. `Record`s of an earlier process rebuild it on resume. validation: samples of that part."""
 
-    def __init__(self, earlier: Iterable[Record] = ()) -> None:
+    def __init__(self, validation: int, earlier: Iterable[Record] = ()) -> None:
         super().__init__()
-        self._rungs: dict[int, dict[str, tuple[float, float]]] = defaultdict(dict)  # but for last ones
+        self._validation = validation
+        # by (whether the set is optimised, rung) but for last ones, and by key of the allocation
+        self._rungs: dict[tuple[bool, int], dict[str, Report]] = defaultdict(dict)
         self._finished: dict[str, float] = {}  # accuracy at the last rung
         for record in earlier:
             if record.allocation is not None and record.state in ("complete", "stopped"):
@@ -74,7 +92,7 @@ class FrontHalving(FIFOScheduler):
                     if rung == last:
                         self._finished[record.allocation.key] = report["accuracy"]
                     else:
-                        self._rungs[rung][record.allocation.key] = (report["bytes"], report["accuracy"])
+                        self._rungs[report["step"] > 0, rung][record.allocation.key] = Report.of(report)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True  # both objectives are ours; Tune's single metric is not used
@@ -86,12 +104,10 @@ class FrontHalving(FIFOScheduler):
         if result["last"]:
             self._finished[key] = result["accuracy"]
             return TrialScheduler.CONTINUE
-        rung = self._rungs[result["rung"]]
-        others = np.array([v for k, v in rung.items() if k != key], np.float64).reshape(-1, 2)
-        rung.setdefault(key, (result["bytes"], result["accuracy"]))  # a retried trial reports old rungs again
-        goes_on = keeps(others[:, 0], others[:, 1], result["bytes"], result["accuracy"], result["error"])
-        return TrialScheduler.CONTINUE if goes_on or not self._trusted(rung) else TrialScheduler.STOP
-
-    def _trusted(self, rung: dict[str, tuple[float, float]]) -> bool:
-        pairs = [(*rung[key], last) for key, last in self._finished.items() if key in rung]
-        return trusted(*np.array(pairs, np.float64).reshape(-1, 3).T)
+        rung = self._rungs[result["step"] > 0, result["rung"]]
+        others = {k: report for k, report in rung.items() if k != key}
+        own = Report.of(result)
+        rung.setdefault(key, own)  # a retried trial reports old rungs again
+        lasts = [self._finished.get(k) for k in others]
+        on = goes_on(own, list(others.values()), lasts, self._validation)
+        return TrialScheduler.CONTINUE if on else TrialScheduler.STOP

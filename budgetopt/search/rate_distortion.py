@@ -23,7 +23,6 @@ from budgetopt.search.residual import Residual
 
 SHORTLIST = 1000  # candidates that the Gaussian process looks at
 SOUND, PRIOR_TRIALS = 0.95, 1.0  # share of trials that do not fail, before there are any, and trials that it counts for
-OFFSET, OFFSET_SPREAD, OFFSET_COUNT = 0.3, 0.4, 2.0  # gained after a rung, in log-odds, and trials that they count for
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,13 +226,3 @@ def works(failed: np.ndarray, ended: np.ndarray, prior: np.ndarray | float = SOU
     """Probability that a trial does not fail, of groups with `failed` of `ended` trials: the mean of a beta posterior
     whose prior mean counts for PRIOR_TRIALS trials."""
     return (PRIOR_TRIALS * prior + ended - failed) / (PRIOR_TRIALS + ended)
-
-
-def rung_offset(at_rung: np.ndarray, at_last: np.ndarray) -> tuple[float, float]:
-    """Mean and variance of what log-odds gain from a rung to the last, from trials that have both: (N,) each, drawn to
-    a gain of OFFSET. The variance is of one trial, the luck of both trainings in it."""
-    gain = at_last - at_rung
-    count = len(gain)
-    mean = (OFFSET_COUNT * OFFSET + gain.sum()) / (OFFSET_COUNT + count)
-    variance = (OFFSET_COUNT * OFFSET_SPREAD**2 + ((gain - mean) ** 2).sum()) / (OFFSET_COUNT + count)
-    return float(mean), float(variance * (1.0 + 1.0 / (OFFSET_COUNT + count)))

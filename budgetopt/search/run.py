@@ -273,7 +273,7 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
         searcher.closing = run.interrupted() or late or hopeless or searcher.unwritable is not None
         return searcher.closing
 
-    scheduler = FrontHalving(studies.records(run.study))
+    scheduler = FrontHalving(len(run.dataset.val), studies.records(run.study))
     while not stop():
         before = len(progress.ended)
         reason = ""

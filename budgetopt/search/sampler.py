@@ -31,7 +31,8 @@ from budgetopt.search.rate_distortion import History, Model, Points
 MOST_POINTS = 20_000  # candidates that are scored
 IPCS = (8, 40)  # of one kind, spread over its range
 QUANTILES = (0.0, 1.0, 2.0)  # standard deviations of the size left below the budget, of further candidates of a kind
-RESCORED = 5  # of the best candidates, whose gains are computed again from the sizes of their packed sets
+RESCORED = 5  # of the best candidates at most, whose gains are computed again from the sizes of their packed sets
+CLOSE = 0.8  # of the gain expected of the next candidate: one that is packed and has so much ends the packing
 MOST_VALUES = 300_000  # coded values in them, about a second of packing; at least one is packed
 MOST_PACKED = 12  # candidates that turn out too large before one is proposed unpacked
 WITHIN = 2.33  # standard deviations of the size below the budget that make a candidate: one in a hundred fits
@@ -118,17 +119,19 @@ class RateDistortionSampler(BaseSampler):
         if len(points) == 0:
             return None
         at_budget = number % 2 == 0
-        order, _ = view.model.ranked(points, at_budget, view.problem.chance)
+        order, expected = view.model.ranked(points, at_budget, view.problem.chance)
         offered = ((view.allocation(points.kind[i], ipc[i]), int(points.kind[i])) for i in order)
-        fitting, values = [], 0
-        for packed in itertools.islice(self._fitting(view, offered), RESCORED):
+        fitting: list[Packed] = []
+        gains, values = np.zeros(0), 0
+        for place, packed in itertools.islice(self._fitting(view, offered), RESCORED):
             fitting.append(packed)
+            gains = self._gains(view, fitting, at_budget)
             values += view.values(packed)
-            if values > MOST_VALUES:
+            next_best = expected[place + 1] if place + 1 < len(expected) else 0.0
+            if values > MOST_VALUES or gains.max() >= CLOSE * next_best:
                 break
         if not fitting:
             return None
-        gains = self._gains(view, fitting, at_budget)
         best = int(np.argmax(gains))
         self.expected_gain = float(gains[best]) / (1.0 if at_budget else view.log_rectangle)
         return fitting[best].allocation
@@ -157,18 +160,18 @@ class RateDistortionSampler(BaseSampler):
             self._observed[trial.number] = found
         return found
 
-    def _fitting(self, view: View, offered: Iterable[tuple[Allocation, int]]) -> Iterator[Packed]:
-        """Those that are not too large when packed, in their order; one that is a little too large is cut to size.
+    def _fitting(self, view: View, offered: Iterable[tuple[Allocation, int]]) -> Iterator[tuple[int, Packed]]:
+        """Those that are not too large when packed, with their places; one that is a little too large is cut to size.
         After MOST_PACKED packings without any, the next one as it is."""
         problem, known = view.problem, set(view.known)
         ipcs = problem.candidates.ipcs()
         packed, found = 0, False
-        for allocation, kind in offered:
+        for place, (allocation, kind) in enumerate(offered):
             if allocation in known or view.too_large(allocation):
                 continue
             if packed >= MOST_PACKED:
                 if not found:
-                    yield Packed(allocation, kind, problem.budget)
+                    yield place, Packed(allocation, kind, problem.budget)
                 return
             size = problem.initial_bytes(allocation)
             packed += 1
@@ -185,7 +188,7 @@ class RateDistortionSampler(BaseSampler):
             if size <= problem.budget:
                 known.add(allocation)
                 found = True
-                yield Packed(allocation, kind, size)
+                yield place, Packed(allocation, kind, size)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class StudySearcher(Searcher):
         self._most_ipc, self._trials, self._progress, self._observer = most_ipc, trials, progress, observer
         self._checkpoints, self._places, self._parents = checkpoints, places, parents
         self._live: dict[str, optuna.Trial] = {}
+        self._thought = False
         self._measures = Measures(context, selector)
         self._guided: RateDistortionSampler | None = None
         if sampler == "rate-distortion" and context.budget is not None:
@@ -106,6 +107,7 @@ class StudySearcher(Searcher):
         if self._trials is not None and self.count >= self._trials:
             return Searcher.FINISHED
         if len(self._live) >= self._places():
+            self._think_ahead()
             return None
         for _ in range(MOST_ASKS):
             number_of_trials = len(self._study.get_trials(deepcopy=False))
@@ -127,13 +129,21 @@ class StudySearcher(Searcher):
             if self._rejected(trial, allocation):
                 continue
             self._seen[allocation] = trial.number
-            self._live[trial_id] = trial
+            self._live[trial_id], self._thought = trial, False
             self._progress.running.add(trial.number)
             self.count += 1
             config = {"allocation": allocation.to_dict(), "number": trial.number}
             return config if self._parents is None else config | {"parent": self._parent(trial, allocation)}
         self.exhausted = True
         return Searcher.FINISHED
+
+    def _think_ahead(self) -> None:
+        """Once while a single worker is busy: what would be proposed now. Most of it is asked again when the trial has
+        ended, and sizes that were measured for it are known then; the proposal stays what it would have been."""
+        if self._guided is None or self._thought or len(self._live) > 1:
+            return
+        self._thought = True
+        self._guided.propose(self._study, len(self._study.get_trials(deepcopy=False)))
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         if self._guided is not None:

@@ -163,7 +163,7 @@ class _Search:
         result: dict[str, Any] = {
             "rung": rung,
             "last": rung == last,
-            "step": rung,
+            "step": rung + 1 if self.table.allocations[entry].objective in self.table.trained else 0,
             "key": self.table.allocations[entry].key,
             "bytes": size,
             "samples": int(self.table.samples[entry, self._seed]),

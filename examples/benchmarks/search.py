@@ -7,6 +7,10 @@ the others: hypervolume of what it finished, as a share of the whole table's, an
 (those within one standard error of the best retrained). Virtual time is worker seconds over `--workers`; at a time
 nothing is counted that has not finished. Means over `--runs`, and how often and when 95 % was reached. What a search
 costs is what its trials cost, evaluations included, without its proposals.
+
+`--parts stopping`: all allocations in random order, with each rule that stops trials: what that costs, as a share of
+what all trials cost to their end, and what it loses of the full hypervolume and of the allocations on the true front.
+Means over `--orders`.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import records
 import torch
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 
-from budgetopt.front import ranks
+from budgetopt.front import non_dominated, ranks
 from budgetopt.search.halving import FrontHalving
 from budgetopt.search.recorded import Table
 from budgetopt.search.sampler import RateDistortionSampler
@@ -61,10 +65,15 @@ class Search:
     """A sampler for (table, table's seed, run's seed), and a rule that stops trials."""
 
     sampler: Callable[[Table, int, int], BaseSampler]
-    scheduler: Callable[[], Scheduler] | None = None
+    scheduler: Callable[[Table], Scheduler] | None = None
     slow: bool = False
 
 
+STOPPING: dict[str, Callable[[Table], Scheduler]] = {
+    "ASHA": lambda table: Asha(by_rank=False),
+    "MO-ASHA": lambda table: Asha(by_rank=True),
+    "halving": lambda table: FrontHalving(table.validation),
+}
 SEARCHES = {
     "random": Search(lambda table, seed, run: RandomSampler(run)),
     "TPE": Search(
@@ -73,11 +82,11 @@ SEARCHES = {
     "NSGA-II": Search(lambda table, seed, run: NSGAIISampler(seed=run, population_size=POPULATION)),
     "NSGA-III": Search(lambda table, seed, run: NSGAIIISampler(seed=run, population_size=POPULATION)),
     "GP": Search(lambda table, seed, run: GPSampler(seed=run), slow=True),
-    "ASHA, random": Search(lambda table, seed, run: RandomSampler(run), lambda: Asha(by_rank=False)),
-    "MO-ASHA, random": Search(lambda table, seed, run: RandomSampler(run), lambda: Asha(by_rank=True)),
+    "ASHA, random": Search(lambda table, seed, run: RandomSampler(run), STOPPING["ASHA"]),
+    "MO-ASHA, random": Search(lambda table, seed, run: RandomSampler(run), STOPPING["MO-ASHA"]),
     "ours": Search(lambda table, seed, run: RateDistortionSampler(table.problem(seed), seed=run)),
     "ours, halving": Search(
-        lambda table, seed, run: RateDistortionSampler(table.problem(seed), seed=run), lambda: FrontHalving()
+        lambda table, seed, run: RateDistortionSampler(table.problem(seed), seed=run), STOPPING["halving"]
     ),
 }
 
@@ -118,7 +127,7 @@ def replayed(table: Table, search: Search, args: argparse.Namespace) -> list[Run
         seed = run % table.seeds
         fits = np.flatnonzero(table.initial_bytes[:, seed] <= table.budget)
         first = int(np.random.default_rng(run).choice(fits))
-        scheduler = search.scheduler() if search.scheduler else None
+        scheduler = search.scheduler(table) if search.scheduler else None
         trials = min(args.trials, GP_TRIALS) if search.slow else args.trials
         sampler = search.sampler(table, seed, run)
         outcome = simulate(
@@ -128,18 +137,44 @@ def replayed(table: Table, search: Search, args: argparse.Namespace) -> list[Run
     return found
 
 
+def stopping(table: Table, args: argparse.Namespace) -> records.Table:
+    title = f"all {len(table.allocations)} allocations in random order, {args.orders} orders"
+    shown = records.Table("", "cost, %", "hypervolume lost, %", "true front kept, %", title=title)
+    everything = {"trials": len(table.allocations), "workers": args.workers}
+    for name, rule in STOPPING.items():
+        found = []
+        for order in range(args.orders):
+            seed = order % table.seeds
+            plain = simulate(table, seed, RandomSampler(order), **everything)
+            outcome = simulate(table, seed, RandomSampler(order), scheduler=rule(table), **everything)
+            size, accuracy = table.truth(seed)
+            good = np.flatnonzero(np.isfinite(accuracy))
+            front = good[non_dominated(size[good], accuracy[good])]
+            lost = 1 - Run(table, seed, outcome).share(outcome.finished)
+            found.append((outcome.cost / plain.cost, lost, np.isin(front, outcome.finished).mean()))
+        cost, lost, kept = 100 * np.mean(found, 0)
+        shown.add_row(name, f"{cost:.0f}", f"{lost:.2f}", f"{kept:.0f}")
+    return shown
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, required=True, help="made by record_table.py")
     parser.add_argument("--runs", type=int, default=30, help="searches of every kind (default: 30)")
     parser.add_argument("--trials", type=int, default=120, help="of a search (default: 120)")
     parser.add_argument("--workers", type=int, default=2, help="virtual ones (default: 2)")
+    parser.add_argument("--orders", type=int, default=9, help="random ones for `stopping` (default: 9)")
+    parser.add_argument("--parts", nargs="+", choices=("searches", "stopping"), default=["searches"])
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES), help="default: all")
     args = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     torch.set_num_threads(1)
     table, console = Table.load(args.table), records.console()
+    if "stopping" in args.parts:
+        console.print(stopping(table, args))
+    if "searches" not in args.parts:
+        return
     runs: dict[str, list[Run]] = {}
     for name in args.searches:
         started = time.perf_counter()
