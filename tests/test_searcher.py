@@ -107,7 +107,8 @@ class Bench:
         return found
 
     def start(self, name="t"):
-        return Allocation.from_dict(self.searcher.suggest(name)["allocation"])
+        config = self.searcher.suggest(name) or self.searcher.suggest(name)  # as Tune does, which asks again
+        return Allocation.from_dict(config["allocation"])
 
     def only(self):
         (trial,) = [t for t in self.study.trials if t.state != TrialState.WAITING]
@@ -459,7 +460,7 @@ SET = Allocation("dm", ipc=6, levels=16)
 def ask(made, allocation, name="t"):
     """The config of a trial that is proposed next."""
     made.study.enqueue_trial(WIDE.parameters(allocation, MOST_IPC))
-    config = made.searcher.suggest(name)
+    config = made.searcher.suggest(name) or made.searcher.suggest(name)
     assert Allocation.from_dict(config["allocation"]) == allocation
     return config
 
@@ -548,3 +549,51 @@ def test_a_restarted_trial_whose_parent_is_gone_finds_another(bench):
     made.searcher.abandon_running()
     made.study.enqueue_trial(made.study.trials[number].params, user_attrs={"restart_of": number})
     assert made.searcher.suggest("t")["parent"] is None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# while workers are busy
+# ----------------------------------------------------------------------------------------------------------------------
+def looked_at(b, count, looks):
+    """As `Bench.run` with one place, and `looks` more questions while each trial runs; → allocations, and which of
+    them had been packed before they were asked for."""
+    b.places, found, packed = 1, [], []
+    for i in range(count):
+        known = set(b.searcher._measures._sizes)
+        found.append(b.start(f"t{i}"))
+        packed.append(found[-1] in known)
+        for _ in range(looks):
+            assert b.searcher.suggest("next") is None
+        b.searcher.on_trial_complete(f"t{i}", b.report(found[-1], 1, True))
+    return found, packed
+
+
+def test_thinking_ahead_changes_no_proposal(bench, monkeypatch):
+    monkeypatch.setattr(module, "IDLE", 60.0)
+    plain, not_before = looked_at(bench("plain.db", sampler="rate-distortion"), 12, 0)
+    ahead, before = looked_at(bench("ahead.db", sampler="rate-distortion"), 12, 2)
+    assert ahead == plain
+    assert sum(before) > sum(not_before)
+    numbers = [len(bench(name).study.get_trials(deepcopy=False)) for name in ("plain.db", "ahead.db")]
+    assert numbers[0] == numbers[1]  # a thought is no trial
+
+
+def test_several_workers_only_measure_what_the_model_will_ask(bench, monkeypatch):
+    monkeypatch.setattr(module, "IDLE", 60.0)
+    b = bench("study.db", sampler="rate-distortion")
+    b.places = 2
+    for name in "ab":
+        b.start(name)
+    monkeypatch.setattr(b.searcher._guided, "propose", None)  # it would fail
+    assert b.searcher.suggest("c") is None
+    assert len(b.searcher._measures._codings) > 5
+    assert next(b.searcher._unmeasured, None) is None
+
+
+def test_what_waits_for_a_worker_starts_before_the_next_is_asked(bench):
+    b = bench("study.db")
+    b.places = 3  # two workers, and one proposal ahead
+    started = {name: b.start(name) for name in "abc"}
+    b.searcher.on_trial_complete("a", b.report(started["a"], 1, True))
+    assert b.searcher.suggest("d") is None  # once
+    assert b.start("d") != started["a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -28,6 +29,7 @@ from budgetopt.trial import TrialContext, checkpoint
 GAIN = "expected_gain"  # user attribute of trials that the model proposed
 STARTUP = 12  # trials before TPE models anything
 LEAST_GAIN = 0.001  # of accuracy, or of the hypervolume's rectangle: a proposal that expects less is not worth a trial
+IDLE = 0.05  # seconds of thinking ahead between two looks at the trials
 MOST_ASKS = 200  # proposals in a row that are too large or known, before the space counts as exhausted
 
 
@@ -65,11 +67,12 @@ class StudySearcher(Searcher):
         self._most_ipc, self._trials, self._progress, self._observer = most_ipc, trials, progress, observer
         self._checkpoints, self._places, self._parents = checkpoints, places, parents
         self._live: dict[str, optuna.Trial] = {}
-        self._thought = False
+        self._thought = self._just_ended = False
         self._measures = Measures(context, selector)
         self._guided: RateDistortionSampler | None = None
         if sampler == "rate-distortion" and context.budget is not None:
             problem = problem_of(context, space, most_ipc, self._measures)
+            self._unmeasured = iter(problem.candidates.kinds([], 0))
             self._guided = RateDistortionSampler(problem, warm_start=warm_start)
         earlier = records.records(study)
         self._seen = {
@@ -109,6 +112,9 @@ class StudySearcher(Searcher):
         if len(self._live) >= self._places():
             self._think_ahead()
             return None
+        if self._just_ended and self._live:  # Tune first starts the proposal that waits for the worker that is free now
+            self._just_ended = False
+            return None
         for _ in range(MOST_ASKS):
             number_of_trials = len(self._study.get_trials(deepcopy=False))
             self._study.sampler = self._sampler(derive("sampler", self._context.seed, number_of_trials) % 2**32)
@@ -138,12 +144,19 @@ class StudySearcher(Searcher):
         return Searcher.FINISHED
 
     def _think_ahead(self) -> None:
-        """Once while a single worker is busy: what would be proposed now. Most of it is asked again when the trial has
-        ended, and sizes that were measured for it are known then; the proposal stays what it would have been."""
-        if self._guided is None or self._thought or len(self._live) > 1:
+        """While all workers are busy: measure what the model asks of every kind, IDLE seconds at a time; then, where
+        there is one worker, once what would be proposed now. Most of it is asked again when the trial has ended, and
+        the sizes that it packed for are known then. Proposals stay what they would have been."""
+        if self._guided is None:
             return
-        self._thought = True
-        self._guided.propose(self._study, len(self._study.get_trials(deepcopy=False)))
+        until = time.monotonic() + IDLE
+        for kind in self._unmeasured:
+            self._measures.coding(kind)
+            if time.monotonic() > until:
+                return
+        if not self._thought and len(self._live) == 1:
+            self._thought = True
+            self._guided.propose(self._study, len(self._study.get_trials(deepcopy=False)))
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         if self._guided is not None:
@@ -229,6 +242,7 @@ class StudySearcher(Searcher):
         trial = self._live.pop(trial_id, None)
         if trial is None:
             return
+        self._just_ended = True
         result = dict(result or {})
         if "rung" in result:  # the report that made the scheduler stop it did not pass through on_trial_result
             self._record(trial, result)
