@@ -126,6 +126,17 @@ def test_results_without_a_rung_go_on(result):
     assert filled().on_trial_result(None, TRIAL, result) == CONTINUE
 
 
+def test_what_is_no_number_is_not_compared_with():
+    reports, lasts = rung_of(N, LAST, 0.4), expit(LAST)
+    scheduler = FrontHalving(VALIDATION)
+    for i, (r, last) in enumerate(zip(reports, lasts, strict=True)):
+        report(scheduler, f"t{i}", r.bytes, r.accuracy, samples=r.samples)
+        report(scheduler, f"t{i}", r.bytes, last, rung=1, last=True, samples=r.samples)
+    for last in (False, True):
+        assert report(scheduler, "nan", 100, float("nan"), last=last) == CONTINUE
+    assert report(scheduler, "bad", 60_000, float(expit(0.0)), samples=600) == STOP
+
+
 def test_a_trial_is_not_compared_with_itself():
     scheduler = FrontHalving(VALIDATION)
     for _ in range(GRACE + 2):  # the same trial, retried again and again

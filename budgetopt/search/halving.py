@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,13 +64,11 @@ def goes_on(own: Report, others: Sequence[Report], lasts: Sequence[float | None]
     reports = [own, *others]
     size, accuracy = np.array([(r.bytes, r.accuracy) for r in reports], np.float64).T
     error = own.error
-    pairs = [(r, last) for r, last in zip(others, lasts, strict=True) if last is not None]
-    if len(pairs) >= PAIRS:
-        none = np.zeros(len(reports))
-        n = np.array([r.samples for r in reports], np.float64)
+    finished = np.array([last is not None for last in (None, *lasts)])
+    if finished.sum() >= PAIRS:
+        n, none = np.array([r.samples for r in reports], np.float64), np.zeros(len(reports))
         at_rung = log_odds(accuracy, none, validation)[0]
-        finished = np.array([last is not None for last in (None, *lasts)])
-        at_last = log_odds(np.array([last for _, last in pairs]), none[finished], validation)[0]
+        at_last = log_odds(np.array([last for last in lasts if last is not None]), none[finished], validation)[0]
         mean, std = extrapolation(n[finished], at_rung[finished], at_last).predict(n, at_rung)
         accuracy, error = expit(mean), float(expit(mean[0] + DOUBT * std[0]) - expit(mean[0]))
     return keeps(size[1:], accuracy[1:], size[0], accuracy[0], error)
@@ -98,7 +97,7 @@ class FrontHalving(FIFOScheduler):
         return True  # both objectives are ours; Tune's single metric is not used
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if "rung" not in result:
+        if "rung" not in result or not math.isfinite(result["accuracy"]):  # the searcher judges these
             return TrialScheduler.CONTINUE
         key = result["key"]
         if result["last"]:

@@ -4,8 +4,8 @@
 
 trials    a real search on digits: the seconds from the end of a trial (distillation, evaluation and packing) to the
           beginning of the next one on its worker, and the share of the workers' time without a trial
-idle      the same share with more workers than this machine has, replayed on a recorded table; every proposal takes the
-          driver `--asking` seconds
+idle      the same share with more workers than this machine has, replayed on a recorded table whose trials take
+          `--longer` times as long; every proposal takes the driver `--asking` seconds
 proposal  seconds of one proposal with 1,000 finished trials and about 15,000 candidates
 bank      memory of a worker that reads a bank of 100 MB which all workers share
 
@@ -74,6 +74,7 @@ def idle(console: records.Console, args: argparse.Namespace) -> None:
         console.print("idle: needs --table, made by record_table.py")
         return
     table = Table.load(args.table)
+    table = replace(table, seconds=args.longer * table.seconds)
     length = float(np.nanmedian(np.nanmax(table.seconds[:, 0], 1)))
     title = f"replayed, {args.asking:g} s a proposal, {length:.1f} s a trial at the median"
     shown = records.Table("workers", "trials", "idle, asked when needed", "asked ahead", title=title)
@@ -180,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=40, help="of the real search (default: 40)")
     parser.add_argument("--workers", type=int, default=2, help="of the real search (default: 2)")
     parser.add_argument("--asking", type=float, default=0.2, help="seconds of a replayed proposal (default: 0.2)")
+    parser.add_argument("--longer", type=float, default=1.0, help="factor on replayed trials (default: 1)")
     parser.add_argument("--finished", type=int, default=1000, help="trials before a proposal (default: 1,000)")
     parser.add_argument("--proposals", type=int, default=20, help="timed ones (default: 20)")
     parser.add_argument("--megabytes", type=int, default=100, help="of the bank (default: 100)")
