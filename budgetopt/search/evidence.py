@@ -159,8 +159,7 @@ class KindTable:
         part_g, part_variance = np.zeros(len(part)), np.zeros(len(part))
         for row, o in enumerate(part):
             rung = max(o.rungs)
-            accuracy, error = np.array(o.rungs[rung])[:, None]
-            at_rung = log_odds(accuracy, error, samples)[0]
+            at_rung = log_odds(np.array([o.rungs[rung][0]]), np.zeros(1), samples)[0]
             mean, std = foretold[self._rung(o, rung)].predict(points.n[[row]], at_rung)
             part_g[row], part_variance[row] = mean[0], std[0] ** 2
         earlier, earlier_g, earlier_variance = self._of_earlier()

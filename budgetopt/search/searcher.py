@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -70,6 +70,7 @@ class StudySearcher(Searcher):
         self._thought = self._just_ended = False
         self._measures = Measures(context, selector)
         self._guided: RateDistortionSampler | None = None
+        self._unmeasured: Iterator[Allocation] = iter(())  # kinds that the model will ask about
         if sampler == "rate-distortion" and context.budget is not None:
             problem = problem_of(context, space, most_ipc, self._measures)
             self._unmeasured = iter(problem.candidates.kinds([], 0))
@@ -112,8 +113,8 @@ class StudySearcher(Searcher):
         if len(self._live) >= self._places():
             self._think_ahead()
             return None
-        if self._just_ended and self._live:  # Tune first starts the proposal that waits for the worker that is free now
-            self._just_ended = False
+        ended, self._just_ended = self._just_ended, False
+        if ended and self._live:  # Tune first starts the proposal that waits for the worker that is free now
             return None
         for _ in range(MOST_ASKS):
             number_of_trials = len(self._study.get_trials(deepcopy=False))

@@ -5,7 +5,7 @@
 Files are allocations drawn at random from the search space `image`, each with as many samples as fit a size drawn in
 the octave. The full protocol: the mean of `--trainings` trainings. A rung: one training of another seed, for a share of
 the steps (trial.rung_protocol takes half of them; a share of 1 shows what the luck of one training costs). Both on
-validation, as in a search. A search measures the same on its own trials, and stops nobody at a rung under 0.7.
+validation, as in a search, which learns from its own trials what a rung foretells (`search/rungs.py`).
 """
 
 from __future__ import annotations

@@ -141,18 +141,19 @@ def stopping(table: Table, args: argparse.Namespace) -> records.Table:
     title = f"all {len(table.allocations)} allocations in random order, {args.orders} orders"
     shown = records.Table("", "cost, %", "hypervolume lost, %", "true front kept, %", title=title)
     everything = {"trials": len(table.allocations), "workers": args.workers}
-    for name, rule in STOPPING.items():
-        found = []
-        for order in range(args.orders):
-            seed = order % table.seeds
-            plain = simulate(table, seed, RandomSampler(order), **everything)
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in STOPPING}
+    for order in range(args.orders):
+        seed = order % table.seeds
+        whole = simulate(table, seed, RandomSampler(order), **everything).cost
+        size, accuracy = table.truth(seed)
+        good = np.flatnonzero(np.isfinite(accuracy))
+        front = good[non_dominated(size[good], accuracy[good])]
+        for name, rule in STOPPING.items():
             outcome = simulate(table, seed, RandomSampler(order), scheduler=rule(table), **everything)
-            size, accuracy = table.truth(seed)
-            good = np.flatnonzero(np.isfinite(accuracy))
-            front = good[non_dominated(size[good], accuracy[good])]
             lost = 1 - Run(table, seed, outcome).share(outcome.finished)
-            found.append((outcome.cost / plain.cost, lost, np.isin(front, outcome.finished).mean()))
-        cost, lost, kept = 100 * np.mean(found, 0)
+            found[name].append((outcome.cost / whole, lost, float(np.isin(front, outcome.finished).mean())))
+    for name, figures in found.items():
+        cost, lost, kept = 100 * np.mean(figures, 0)
         shown.add_row(name, f"{cost:.0f}", f"{lost:.2f}", f"{kept:.0f}")
     return shown
 
