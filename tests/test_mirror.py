@@ -138,8 +138,7 @@ def test_only_what_changed_is_copied(url, machine, monkeypatch):
     monkeypatch.setattr(Mirror, "_put", lambda self, path, content: (sent.append(path), put(self, path, content)))
     with closing(filled(here)) as study:
         here.push()
-        assert sent[-2:] == ["study.db", "mirror.json"]  # files first: the study names them
-        assert len(sent) == 6
+        assert sent[1:] == ["trials/00000-a.bopt", "trials/00000-a.png", "study.db", "front/00-3B.bopt", "mirror.json"]
         sent.clear()
         here.push()
         assert sent == ["mirror.json"]
@@ -157,6 +156,30 @@ def test_only_what_changed_is_copied(url, machine, monkeypatch):
         again.pull()
         again.push()
         assert not [path for path in sent if path.startswith("trials/")]
+
+
+def test_a_copy_that_was_cut_off_is_of_one_state(url, machine, monkeypatch):
+    """A front without its trials would end the search of whoever goes on; a study names the files of its trials."""
+    here, put, sent, held = Mirror(url), Mirror._put, [], []
+
+    def killed(self, path, content):
+        if len(sent) > len(held):
+            raise KeyboardInterrupt
+        sent.append(path)
+        put(self, path, content)
+
+    monkeypatch.setattr(Mirror, "_put", killed)
+    with closing(filled(here)):
+        (here.folder / "front.json").write_text("{}")
+        for _ in range(5):  # killed one file later each time
+            sent.clear()
+            with pytest.raises(KeyboardInterrupt):
+                Mirror(url).push()
+            held.append(set(Mirror(url)._listed()))
+    trials, study, front = {"trials/00000-a.bopt", "trials/00000-a.png"}, {"study.db"}, {"front.json"}
+    assert [(trials <= there, study <= there, front <= there) for there in held] == [
+        (False, False, False), (False, False, False), (True, False, False), (True, True, False), (True, True, True),
+    ]  # fmt: skip
 
 
 def test_one_driver_at_a_time_wherever_it_is(url, machine, monkeypatch):

@@ -1,8 +1,9 @@
 """A run that is kept where a URL says: `--out s3://BUCKET/RUN`, or another of the file systems that pyarrow opens.
 
 A run works in a folder of this machine, in the user's cache; what changes in it is copied to the URL while it goes on
-and when it ends, the study last, so that all files it names are there. Whoever opens the URL elsewhere gets a copy of
-it first. Checkpoints of unfinished trials, locks and the address of the driver, which holds a password, stay here.
+and when it ends: files of trials, then the study, which names them, then the front, which is of trials in the study.
+Whoever opens the URL elsewhere gets a copy of it first. Checkpoints of unfinished trials, locks and the address of the
+driver, which holds a password, stay here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ STALE = 6 * INTERVAL  # a driver that has not said so for as long is gone
 MARKER = "mirror.json"
 STUDY = "study.db"
 NAMES = r"lock|driver\.json|mirror\.json|study\.db-(wal|shm|journal)|\..*\.partial(-\w+)?"  # of files that stay here
+FRONT = re.compile(r"^(front|best)\b")  # written when the search has ended
 HERE = re.compile(rf"(^|/)({NAMES})$|^checkpoints/")
 
 
@@ -161,7 +163,7 @@ class Mirror:
         with self._pushing:
             changed = {path: stamp for path, stamp in self._local().items() if self._sent.get(path) != stamp}
             try:
-                for path in sorted(changed, key=lambda path: (path == STUDY, path)):
+                for path in sorted(changed, key=lambda path: (bool(FRONT.match(path)), path == STUDY, path)):
                     self._send(path)
                     self._sent[path] = changed[path]
                 marker = {"generation": self._generation() + bool(changed), "driver": _host() if driving else None}
