@@ -51,9 +51,10 @@ def build(name: str, shape: tuple[int, ...], classes: int, width: int, generator
     `generator` must live on the CPU, so that one seed gives the same weights on every device.
     """
     network_class, chosen = parse(name)
-    with torch.device("meta"):  # no weights are drawn from torch's global generator
+    # torch's own weights are overwritten: its global generator stays as it was. (The meta device would draw none, but
+    # imports a symbolic algebra system first, over a second in every process.)
+    with torch.random.fork_rng(devices=[]):
         network = network_class(shape, classes, width, chosen)
-    network = network.to_empty(device="cpu")
     initialise(network, generator)
     return network
 
