@@ -2,9 +2,10 @@
 
 import pytest
 
+import budgetopt
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
-from budgetopt.errors import InputError
+from budgetopt.errors import BudgetoptError, InputError
 from budgetopt.search.config import resolve
 from budgetopt.search.design import GROWTH, SLACK, Design, smallest_file
 from budgetopt.search.run import _prepare
@@ -45,6 +46,33 @@ def test_soft_labels_are_in_the_design_where_the_space_has_them(tmp_path):
     assert {a.balance for a in found} == {"sqrt"}
     parameters = [config.space.parameters(a, 100) for a in soft]
     assert {(p["label_bits"], p["label_temperature"], p["balance"]) for p in parameters} == {(2, 0, "sqrt")}
+
+
+@pytest.mark.parametrize("budget", ["500", "30kb"])
+def test_a_sampler_with_a_model_starts_from_one_of_each_kind(budget):
+    config, context, selector = make(budget)
+    design = Design(config, context, selector)
+    found = design.few()
+    assert found[0] == design.allocations()[0]  # a file that uses the budget comes first
+    assert [(a.objective, bool(a.label_bits)) for a in found] == [
+        ("coreset", False), ("coreset", True), ("dm", True), ("coreset", False),
+    ]  # fmt: skip
+    assert len({a.selection for a in found}) == 2
+    sizes = [initial_bytes(context, a, selector) for a in found]
+    assert max(sizes) <= config.budget
+    assert sizes[2] < config.budget / 8 or found[2].ipc == 1
+
+
+@pytest.mark.parametrize("sampler", ["rate-distortion", "tpe"])
+def test_each_sampler_starts_from_its_own_design(sampler, tmp_path, monkeypatch):
+    """As told to the study before the first trial."""
+    enqueued = []
+    monkeypatch.setattr(Design, "enqueue", lambda self, study, chosen: enqueued.append((self, chosen)))
+    monkeypatch.setattr("budgetopt.search.searcher.StudySearcher.suggest", lambda self, trial_id: "FINISHED")
+    with pytest.raises(BudgetoptError, match="no trial finished"):
+        budgetopt.search("500", sampler=sampler, trials=1, workers=1, out=tmp_path / "run")
+    ((design, chosen),) = enqueued
+    assert chosen == (design.few() if sampler == "rate-distortion" else design.allocations())
 
 
 def test_optimised_sets_have_room_to_grow():

@@ -1,8 +1,9 @@
-"""The first trials of a search: a small design along curves of equal size, and the bounds of the space in bytes."""
+"""The first trials of a search: a design along curves of equal size, and the bounds of the space in bytes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import optuna
@@ -23,13 +24,13 @@ OPTIMISED_LEVELS = 4  # between the few levels that suit many samples and the ma
 
 
 class Design:
-    """Coresets at the fewest levels, every optimised objective at about four, at sizes half a decade apart from the
-    budget down: a valid file within seconds, and both ends of the front in sight of the sampler. Where the space has
-    soft labels, coresets of about four levels too, and the finest labels for them and for optimised sets."""
+    """Coresets at the fewest levels, every optimised objective at about four, from the budget down: a valid file within
+    seconds, and both ends of the front in sight of the sampler. Where the space has soft labels, coresets of about four
+    levels too, and the finest labels for them and for optimised sets."""
 
     def __init__(self, config: SearchConfig, context: TrialContext, selector: Selector) -> None:
         self._config, self._context, self._selector = config, context, selector
-        self._sizes: dict[Allocation, int] = {}
+        self._packed: dict[Allocation, int] = {}
         names = {name: o.steps for name, o in config.objectives.items()}
         self._coreset = next(n for n, steps in names.items() if steps == 0)
         self._optimised = [n for n, steps in names.items() if steps > 0]
@@ -42,9 +43,9 @@ class Design:
 
     def _bytes(self, allocation: Allocation) -> int:
         """Size of the initial set; every one is packed once."""
-        if allocation not in self._sizes:
-            self._sizes[allocation] = initial_bytes(self._context, allocation, self._selector)
-        return self._sizes[allocation]
+        if allocation not in self._packed:
+            self._packed[allocation] = initial_bytes(self._context, allocation, self._selector)
+        return self._packed[allocation]
 
     def _most(self) -> int:
         """No set has more samples a class."""
@@ -63,34 +64,51 @@ class Design:
         return largest_fitting(packed, size, least, self._most(), SLACK) or least
 
     def allocations(self) -> list[Allocation]:
-        """The design: coresets of all sizes, those with soft labels, optimised sets, the other selections in turn;
-        large before small."""
-        space = self._config.space
-        coreset = self._first
-        family = next(c for c in space.quantizer if c.family == coreset.quantizer)
-        levels = min(family.levels, key=lambda count: abs(math.log2(count / OPTIMISED_LEVELS)))
+        """For a sampler that has to see the whole front first: coresets of sizes half a decade apart, those with soft
+        labels, optimised sets, the other selections in turn; large before small."""
         sizes, ipcs = [float(self._config.budget)], [self._largest]
-        while ipcs[-1] > space.ipc.min:
+        while ipcs[-1] > self._config.space.ipc.min:
             sizes.append(sizes[-1] / SPACING)
-            ipcs.append(self.largest_ipc(coreset, sizes[-1]))
-        # herding first, in the shipped space: it needs no luck
-        first, *others = space.selections(self._context.spec.shape)[::-1]
-        found = [replace(coreset, ipc=ipc, selection=first) for ipc in ipcs]
-        bits = max(space.label_bits)
-        fine = replace(coreset, selection=first, levels=levels, label_bits=bits)
-        fine = replace(fine, label_temperature=min(space.label_temperature)) if bits else fine
-        for name in [self._coreset, *self._optimised] if bits else self._optimised:
-            start = replace(fine, objective=name)
+            ipcs.append(self.largest_ipc(self._first, sizes[-1]))
+        selection, *others = self._selections()
+        found = [replace(self._first, ipc=ipc, selection=selection) for ipc in ipcs]
+        for start in self._fine():
             found += [replace(start, ipc=self.largest_ipc(start, size / GROWTH)) for size in sizes]
         turns = max(len(ipcs), len(others)) if others else 0  # the others take turns: the design stays small
         found += [
-            replace(coreset, ipc=ipcs[turn % len(ipcs)], selection=others[turn % len(others)]) for turn in range(turns)
+            replace(self._first, ipc=ipcs[turn % len(ipcs)], selection=others[turn % len(others)])
+            for turn in range(turns)
         ]
         return list(dict.fromkeys(found))
 
-    def enqueue(self, study: optuna.Study, most: int | None = None) -> None:
-        """The whole design, or its first `most` allocations."""
-        for allocation in self.allocations()[:most]:
+    def few(self) -> list[Allocation]:
+        """For a sampler with a model, which knows what to expect of the rest: one of each kind, in turn at the budget
+        and at a tenth of it."""
+        selection, *others = self._selections()
+        kinds = [*self._fine(), *(replace(self._first, selection=other) for other in others[:1])]
+        found = [replace(self._first, ipc=self._largest, selection=selection)]
+        for turn, kind in enumerate(kinds):
+            size = self._config.budget / (SPACING**2 if turn % 2 else 1.0)
+            found.append(replace(kind, ipc=self.largest_ipc(kind, size / GROWTH)))
+        return list(dict.fromkeys(found))
+
+    def _selections(self) -> list[str]:
+        """Herding first, in the shipped space: it needs no luck."""
+        return self._config.space.selections(self._context.spec.shape)[::-1]
+
+    def _fine(self) -> list[Allocation]:
+        """Coresets, where there are soft labels, and optimised sets, with about four levels."""
+        space = self._config.space
+        family = next(c for c in space.quantizer if c.family == self._first.quantizer)
+        levels = min(family.levels, key=lambda count: abs(math.log2(count / OPTIMISED_LEVELS)))
+        bits = max(space.label_bits)
+        fine = replace(self._first, selection=self._selections()[0], levels=levels, label_bits=bits)
+        fine = replace(fine, label_temperature=min(space.label_temperature)) if bits else fine
+        names = [self._coreset, *self._optimised] if bits else self._optimised
+        return [replace(fine, objective=name) for name in names]
+
+    def enqueue(self, study: optuna.Study, allocations: Sequence[Allocation]) -> None:
+        for allocation in allocations:
             study.enqueue_trial(self._config.space.parameters(allocation, self.most_ipc))
 
 

@@ -243,7 +243,8 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
     design = Design(config, context, selector)
     earlier = _earlier(run.out, config, context)
     if not run.study.get_trials(deepcopy=False):
-        design.enqueue(run.study, 1 if earlier else None)
+        guided = config.sampler == "rate-distortion"
+        design.enqueue(run.study, (design.few() if guided else design.allocations())[: 1 if earlier else None])
     torch.set_num_threads(1)  # the workers have the cores; asking the sampler is faster on one thread too
     progress.phase = "searching"
     searcher = StudySearcher(
