@@ -72,6 +72,23 @@ def test_stopping_rules_are_judged_by_what_they_cost_and_lose(tmp_path, script, 
     assert shares["halving"][1] < shares["ASHA"][1]  # small files are not stopped for their accuracy
 
 
+def test_starts_of_a_search_are_compared(tmp_path, script, capsys):
+    law_table().save(tmp_path / "law.npz")
+    script("search.py")["main"](["--table", str(tmp_path / "law.npz"), "--parts", "starts", "--trials", "8"])
+    first = {}
+    for line in capsys.readouterr().out.splitlines():
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        if cells[0] in ("one", "one a kind", "four", "ladders"):
+            first[cells[0]] = int(cells[1])
+            for cell in cells[2:]:
+                share, behind = map(float, cell.split(";"))
+                assert 50 < share <= 100
+                assert 0 <= behind < 50
+    assert first["one"] == 1
+    assert first["one a kind"] == 2
+    assert first["ladders"] > first["four"] > 2
+
+
 def test_halving_keeps_its_share(script):
     asha = script("search.py")["Asha"](by_rank=False)
     told = [

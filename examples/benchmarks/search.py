@@ -11,6 +11,9 @@ costs is what its trials cost, evaluations included, without its proposals.
 `--parts stopping`: all allocations in random order, with each rule that stops trials: what that costs, as a share of
 what all trials cost to their end, and what it loses of the full hypervolume and of the allocations on the true front.
 Means over `--orders`.
+
+`--parts starts`: ours within the table's budget, a half, a quarter and an eighth of it, from designs of one trial to a
+ladder of sizes for every objective. How much less accurate than the table's best is what is handed over.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ import records
 import torch
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 
+from budgetopt.allocation import Allocation
 from budgetopt.front import non_dominated, ranks
 from budgetopt.search.halving import FrontHalving
 from budgetopt.search.recorded import Table
@@ -158,6 +162,56 @@ def stopping(table: Table, args: argparse.Namespace) -> records.Table:
     return shown
 
 
+def designs(table: Table, seed: int) -> dict[str, list[int]]:
+    """First trials, by what they are: coresets of the fewest levels, optimised sets of about four, of sizes half a
+    decade apart from the budget down."""
+    kinds = [replace(a, ipc=1) for a in table.allocations]
+    first = {}
+    for kind in kinds:  # of every objective one kind
+        wanted = 2 if kind.objective not in table.trained else 4
+        if kind.levels == wanted:
+            first.setdefault(kind.objective, kind)
+
+    def largest(kind: Allocation, size: float) -> int:
+        entries = np.array([e for e, other in enumerate(kinds) if other == kind])
+        sizes = table.initial_bytes[entries, seed]
+        fits = sizes <= size
+        return int(entries[np.where(fits, sizes, -1).argmax() if fits.any() else sizes.argmin()])
+
+    ladder = {o: [largest(kind, table.budget / 10 ** (k / 2)) for k in range(8)] for o, kind in first.items()}
+    plain, *others = sorted(
+        ladder.values(), key=lambda entries: table.allocations[entries[0]].objective in table.trained
+    )
+    found = {
+        "one": plain[:1],
+        "one a kind": plain[:1] + [entries[0] for entries in others],
+        "four": plain[:1] + [entries[0] for entries in others] + plain[2:3] + [entries[3] for entries in others],
+        "ladders": plain + [entry for entries in others for entry in entries],
+    }
+    fits = table.initial_bytes[:, seed] <= table.budget
+    return {name: [e for e in dict.fromkeys(entries) if fits[e]] for name, entries in found.items()}
+
+
+def starts(table: Table, args: argparse.Namespace) -> records.Table:
+    counts = [count for count in (4, 6, 8, 10, 14, 20, 28) if count <= args.trials]
+    shown = records.Table("", "trials", *map(str, counts), title="hypervolume, %; accuracy behind the best, points")
+    found: dict[str, list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    for share in (1, 2, 4, 8):
+        part = replace(table, budget=table.budget // share)
+        for seed in range(part.seeds):
+            best = np.nanmax(part.truth(seed)[1])
+            for name, first in designs(part, seed).items():
+                sampler = RateDistortionSampler(part.problem(seed), seed=seed)
+                outcome = simulate(part, seed, sampler, trials=counts[-1], workers=1, first=first)
+                behind = best - [chosen(part, seed, outcome, count) for count in counts]
+                found.setdefault(name, []).append((len(first), Run(part, seed, outcome).by_trials(counts), behind))
+    for name, runs in found.items():
+        shares, behind = (np.mean([run[i] for run in runs], 0) for i in (1, 2))
+        line = [f"{100 * share:.1f}; {100 * less:.2f}" for share, less in zip(shares, behind, strict=True)]
+        shown.add_row(name, f"{np.mean([run[0] for run in runs]):.0f}", *line)
+    return shown
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, required=True, help="made by record_table.py")
@@ -165,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=120, help="of a search (default: 120)")
     parser.add_argument("--workers", type=int, default=2, help="virtual ones (default: 2)")
     parser.add_argument("--orders", type=int, default=9, help="random ones for `stopping` (default: 9)")
-    parser.add_argument("--parts", nargs="+", choices=("searches", "stopping"), default=["searches"])
+    parser.add_argument("--parts", nargs="+", choices=("searches", "stopping", "starts"), default=["searches"])
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES), help="default: all")
     args = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -174,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table, console = Table.load(args.table), records.console()
     if "stopping" in args.parts:
         console.print(stopping(table, args))
+    if "starts" in args.parts:
+        console.print(starts(table, args))
     if "searches" not in args.parts:
         return
     runs: dict[str, list[Run]] = {}
