@@ -605,17 +605,18 @@ def test_zip_bombs(tmp_path, claims, monkeypatch):
 
 
 def test_parts_too_large_for_memory_are_mapped(tmp_path, monkeypatch):
+    from budgetopt import mapped
     from budgetopt.data import dataset
 
     path = write_npy(tmp_path / "d")
     plain = Dataset.prepare(open_source(path), 0)
-    monkeypatch.setattr(dataset, "IN_MEMORY", 100)
+    monkeypatch.setattr(mapped, "LARGE", 100)
     monkeypatch.setattr(dataset, "CHUNK", 1000)
-    mapped = Dataset.prepare(open_source(path), 0)
-    assert isinstance(mapped.train.x, np.memmap)
-    assert np.array_equal(mapped.train.x, plain.train.x)
-    assert mapped.spec.split_hash == plain.spec.split_hash
-    assert np.array_equal(mapped.spec.std, plain.spec.std)
+    large = Dataset.prepare(open_source(path), 0)
+    assert isinstance(large.train.x, np.memmap)
+    assert np.array_equal(large.train.x, plain.train.x)
+    assert large.spec.split_hash == plain.spec.split_hash
+    assert np.array_equal(large.spec.std, plain.spec.std)
 
 
 # --- torchvision -----------------------------------------------------------------------------------------------------

@@ -116,7 +116,8 @@ def test_front_is_fixed_on_validation_and_bytes_are_the_files(finished):
         assert member["test"]["samples"] == 540
     figures = [member[part] for member in table["members"] for part in ("validation", "test")]
     for figure in [*figures, table["references"]["all data"]]:
-        assert figure["macro_f1"] == pytest.approx(figure["accuracy"], abs=0.05)  # digits are balanced
+        # digits are balanced; what some networks take for the few classes that they know is not
+        assert figure["macro_f1"] == pytest.approx(figure["accuracy"], abs=0.05 if figure["accuracy"] > 0.8 else 0.2)
         assert np.mean(figure["recalls"]) == pytest.approx(figure["accuracy"], abs=0.02)
         assert len(figure["recalls"]) == 10
     assert found.test_evaluations == len(found.front) + 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from budgetopt import mapped
 from budgetopt.errors import InputError
 from budgetopt.packing.layout import channels_of
 from budgetopt.packing.preparation import Preparation
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Arrays = tuple[np.ndarray, np.ndarray]
 MAX_VALIDATION = 10_000
-IN_MEMORY = 1 << 30  # bytes of a part; larger ones stay on disk
 CHUNK = 1 << 24  # values that are converted to floats at once
 LARGE_SIDE = 64  # pixels of the shorter side, from which pictures are searched in the space `image-large`
 GLYPHS = {"shift": 0.1, "scale": 1.15, "rotate": 12.0}  # a mirrored digit or letter is another one
@@ -223,18 +223,16 @@ def _chunks(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _taken(x: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Those rows, in memory; more than IN_MEMORY in a file of the temporary folder (TMPDIR), which is mapped and
-    vanishes with the process."""
-    if len(index) * x[:1].nbytes <= IN_MEMORY:
+    """Those rows, in memory; where they are large in a file of the temporary folder (TMPDIR), which is mapped and goes
+    with the array."""
+    size = len(index) * x[:1].nbytes
+    if size < mapped.LARGE:
         return np.ascontiguousarray(x[index])
     rows = max(1, CHUNK // x[:1].size)
     try:
-        with tempfile.TemporaryFile() as file:
-            for start in range(0, len(index), rows):  # written, not mapped: a full disk is an error, not a signal
-                file.write(np.ascontiguousarray(x[index[start : start + rows]]).data)
-            return np.memmap(file, x.dtype, "r+", shape=(len(index), *x.shape[1:]))
+        parts = (x[index[start : start + rows]] for start in range(0, len(index), rows))
+        return mapped.written(parts, x.dtype, (len(index), *x.shape[1:]))
     except OSError as error:
-        size = len(index) * x[:1].nbytes
         raise InputError(
             f"{size:,} bytes of data find no room in {tempfile.gettempdir()!r}: {error.strerror}"
         ) from None

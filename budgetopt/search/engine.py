@@ -9,7 +9,6 @@ import secrets
 import shutil
 import socket
 import sys
-import tempfile
 import time
 import traceback
 import warnings
@@ -18,10 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from budgetopt import process
+import numpy as np
+
+from budgetopt import mapped, process, scratch
 from budgetopt.errors import InputError, first_line
 
-_SCRATCH = "bo-"  # prefix of the temporary folder, followed by the driver's process id
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -58,9 +58,7 @@ def ray_session(workers: int, gpus: int, verbose: bool, address: str | None = No
     Raises `InputError` where no cluster answers."""
     for name, value in (_ALWAYS if verbose else environment()).items():
         os.environ.setdefault(name, value)
-    _remove_orphans()
-    # short: socket paths inside it are limited to 107 bytes
-    folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+    folder = scratch.folder()
     started = False
     try:
         # Ray listens on all interfaces: nobody else may use this one. It reads the mode when it is first imported.
@@ -83,6 +81,8 @@ def ray_session(workers: int, gpus: int, verbose: bool, address: str | None = No
                     **quiet,
                 )
             started = True
+        if not address:  # large data are mapped by the workers, not copied for them
+            ray.util.register_serializer(np.memmap, serializer=mapped.by_reference, deserializer=mapped.opened)
         if not verbose:
             for name in ("ray", "ray.tune", "ray.train", "ray.data"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -109,19 +109,6 @@ def _connect(address: str, quiet: dict[str, Any]) -> None:
             f"cannot join the Ray cluster at {address!r}: {first_line(error)} (start one with 'ray start "
             f"--head', and set its RAY_AUTH_TOKEN here, if it has one)"
         ) from None
-
-
-def _remove_orphans() -> None:
-    """Remove the folders of sessions whose driver was killed: Ray never does."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
-        owner = folder.name.removeprefix(_SCRATCH).split("-")[0]
-        try:
-            if owner.isdigit() and folder.stat().st_uid == os.getuid():
-                os.kill(int(owner), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            pass  # alive and somebody else's, or just removed by another process
 
 
 def gpu_share(workers: int, gpus: int) -> float:
