@@ -16,7 +16,7 @@ from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError
 from budgetopt.front import hypervolume
 from budgetopt.search import config as configuration
-from budgetopt.search.candidates import MOST_KINDS, NEIGHBOURS, SAMPLED, SpaceCandidates
+from budgetopt.search.candidates import BEST, MOST_KINDS, NEIGHBOURS, SAMPLED, SpaceCandidates
 from budgetopt.search.explanation import explain
 from budgetopt.search.problem import Coding, Problem
 from budgetopt.search.sampler import CLOSE, RESCORED, Packed, RateDistortionSampler
@@ -420,6 +420,22 @@ def test_a_large_space_is_sampled_evenly_and_its_front_has_neighbours():
     assert large.kinds([member], 1) == near != large.kinds([member], 2)
     assert len(near) <= MOST_KINDS
     assert SpaceCandidates(resolve("everything"), OBJECTIVES, (1, 8, 8), MOST_IPC, 1).kinds([], 0) != pool
+
+
+def test_half_of_the_neighbours_are_of_the_most_accurate():
+    """Many small files are on a front; what is proposed at the budget should be near those that are best there."""
+    large = SpaceCandidates(resolve("everything"), OBJECTIVES, (1, 8, 8), MOST_IPC, 0)
+    pool = large.kinds([], 0)
+    front = pool[::40]
+    extra = large.kinds(front, 1)[SAMPLED:]
+
+    def changes(kind, other):
+        one, two = large.parameters(kind), large.parameters(other)
+        return sum(one.get(name) != two.get(name) for name in one.keys() | two.keys())
+
+    nearest = [min(range(len(front)), key=lambda i, k=kind: changes(k, front[i])) for kind in extra]
+    assert len(front) > 4 * BEST
+    assert NEIGHBOURS / 3 <= sum(i < BEST for i in nearest) <= NEIGHBOURS * 0.8
 
 
 # ----------------------------------------------------------------------------------------------------------------------

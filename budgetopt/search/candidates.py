@@ -16,6 +16,7 @@ from budgetopt.space import SearchSpace, possible
 MOST_KINDS = 2500  # in one proposal
 SAMPLED = 600  # of a space that has more
 NEIGHBOURS = 24  # kinds beside those of the front, in every proposal of such a space
+BEST = 3  # of the front, the most accurate, whose neighbours are half of them
 
 
 class Candidates(Protocol):
@@ -32,7 +33,8 @@ class Candidates(Protocol):
         """Inverse of `parameters`; raises `KeyError` where one is missing."""
 
     def kinds(self, front: Sequence[Allocation], seed: int) -> list[Allocation]:
-        """Distinct kinds to choose from, given those on the front. A pure function of its arguments."""
+        """Distinct kinds to choose from, given those on the front, the most accurate first. A pure function of its
+        arguments."""
 
     def ipcs(self) -> np.ndarray:
         """Increasing samples a class, of which every one may be chosen."""
@@ -119,12 +121,14 @@ class SpaceCandidates:
         return list(found)
 
     def _near(self, front: Sequence[Allocation], seed: int) -> list[Allocation]:
-        """The kinds on the front, and NEIGHBOURS that differ from one of them in one choice and what hangs on it."""
+        """The kinds on the front, and NEIGHBOURS that differ from one of them in one choice and what hangs on it, in
+        turn from one of the BEST and from any."""
         rng = np.random.default_rng(derive("neighbours", self._seed, seed))
         members = list(dict.fromkeys(replace(a, ipc=1) for a in front))
         found = dict.fromkeys(members)
         for turn in range(2 * NEIGHBOURS if members else 0):
-            parameters = self.parameters(members[turn % len(members)])
+            among = members[:BEST] if turn % 2 == 0 else members
+            parameters = self.parameters(among[turn // 2 % len(among)])
             free = [name for name in parameters if name != "ipc" and not self.distributions[name].single()]
             if free:
                 parameters.pop(free[rng.integers(len(free))])

@@ -222,8 +222,9 @@ class View:
                 self._limit(o.kind, o.allocation.ipc)
         complete = [o for o in observed if o.accuracy is not None]
         on_front = non_dominated(np.array([o.bytes for o in complete]), np.array([o.accuracy for o in complete]))
-        front = [o.allocation for o, member in zip(complete, on_front, strict=True) if member]
-        self._offered = problem.candidates.kinds(front, number)
+        front = [o for o, member in zip(complete, on_front, strict=True) if member]
+        front.sort(key=lambda o: -(o.accuracy or 0.0))
+        self._offered = problem.candidates.kinds([o.allocation for o in front], number)
         self.table = KindTable(self._offered, observed, problem, earlier)
         history, numbers = self.table.history(observed)
         self.model = self._fitted(history)
