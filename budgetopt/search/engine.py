@@ -58,7 +58,7 @@ def ray_session(workers: int, gpus: int, verbose: bool, address: str | None = No
     Raises `InputError` where no cluster answers."""
     for name, value in (_ALWAYS if verbose else environment()).items():
         os.environ.setdefault(name, value)
-    folder = scratch.folder()
+    folder = scratch.folder(sockets=True)
     started = False
     try:
         # Ray listens on all interfaces: nobody else may use this one. It reads the mode when it is first imported.
