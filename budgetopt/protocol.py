@@ -19,6 +19,9 @@ AUGMENTATIONS_OF = {
     4: ("shift3d", "rotate3d", "flip3d"),
 }
 AUGMENTATIONS = tuple(name for names in AUGMENTATIONS_OF.values() for name in names)
+# least and largest strength, where it is not a share or a probability
+STRENGTHS = {"scale": (1.0, 10.0), "rotate": (0.0, 180.0), "rotate3d": (0.0, 180.0)}
+STRENGTHS |= dict.fromkeys(("brightness", "contrast"), (0.0, 100.0))
 # Upper bounds: a protocol may come with a stranger's file, which must not ask for years of training
 Steps = Annotated[int, Field(ge=1, le=1_000_000)]
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -46,9 +49,9 @@ class Protocol(declarative.Strict):
         for name, strength in augment.items():
             if name not in AUGMENTATIONS:
                 raise ValueError(f"unknown augmentation {name!r}, known are {', '.join(AUGMENTATIONS)}")
-            least = 1.0 if name == "scale" else 0.0
-            if strength < least:
-                raise ValueError(f"the strength of {name} must be at least {least:g}")
+            least, most = STRENGTHS.get(name, (0.0, 1.0))
+            if not least <= strength <= most:
+                raise ValueError(f"the strength of {name} must be {least:g} to {most:g}, not {strength:g}")
         return augment
 
     @property

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 
 from budgetopt import declarative, objective, protocol
 from budgetopt.errors import InputError
-from budgetopt.objective import DistributionMatchingObjective, Objective
-from budgetopt.protocol import PRESETS, Protocol
+from budgetopt.objective import Augmentation, DistributionMatchingObjective, Objective
+from budgetopt.protocol import AUGMENTATIONS, PRESETS, Protocol
 
 GOOD = {
     "objective": 'method = "dm"\nsteps = 7\nlr_image = 0.5\n',
@@ -74,8 +76,11 @@ def test_a_users_protocol(write):
         ("protocol", "7", "7\nlr = 0", "lr", "got 0"),
         ("protocol", "7", "7\nlr = '0.1'", "lr", "got '0.1'"),
         ("protocol", "0.1", "'a'", "augment.shift", "got 'a'"),
-        ("protocol", "0.1", "-0.1", "augment", "the strength of shift must be at least 0"),
-        ("protocol", "shift = 0.1", "scale = 0.5", "augment", "the strength of scale must be at least 1"),
+        ("protocol", "0.1", "-0.1", "augment", "the strength of shift must be 0 to 1, not -0.1"),
+        ("protocol", "0.1", "1.5", "augment", "the strength of shift must be 0 to 1, not 1.5"),
+        ("protocol", "shift = 0.1", "rotate = 1200", "augment", "the strength of rotate must be 0 to 180, not 1200"),
+        ("protocol", "0.1", "nan", "augment.shift", "got nan"),
+        ("protocol", "shift = 0.1", "scale = 0.5", "augment", "the strength of scale must be 1 to 10, not 0.5"),
         ("protocol", "shift", "shear", "augment", "unknown augmentation 'shear'"),
         ("protocol", "mlp", "conv", "network", "convnet"),
     ],
@@ -89,6 +94,25 @@ def test_problems_name_file_leaf_and_value(write, kind, old, new, leaf, shown):
     assert "\n" not in message
     assert f"mine.toml: {leaf}: " in message
     assert shown in message
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_protocol_and_an_objective_take_the_same_strengths(name):
+    def taken(make, strength):
+        try:
+            make({name: strength})
+        except ValueError:
+            return False
+        return True
+
+    def trained(augment):
+        Protocol(network="mlp", steps=1, augment=augment)
+
+    strengths = (-0.1, 0.0, 0.5, 1.0, 1.1, 10.0, 11.0, 100.0, 101.0, 180.0, 181.0, math.inf, math.nan)
+    found = [taken(trained, strength) for strength in strengths]
+    assert found == [taken(lambda augment: Augmentation(**augment), strength) for strength in strengths]
+    assert any(found)
+    assert not all(found)
 
 
 def test_every_problem_is_reported(write):
