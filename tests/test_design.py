@@ -63,16 +63,25 @@ def test_a_sampler_with_a_model_starts_from_one_of_each_kind(budget):
     assert sizes[2] < config.budget / 8 or found[2].ipc == 1
 
 
-@pytest.mark.parametrize("sampler", ["rate-distortion", "tpe"])
-def test_each_sampler_starts_from_its_own_design(sampler, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("sampler", "limits", "few"),
+    [
+        ("rate-distortion", {"trials": 1}, True),
+        ("rate-distortion", {"time_limit": 60}, True),
+        ("rate-distortion", {"trials": 100}, False),
+        ("rate-distortion", {}, False),
+        ("tpe", {"trials": 1}, False),
+    ],
+)
+def test_a_search_with_a_model_and_little_room_starts_from_few(sampler, limits, few, tmp_path, monkeypatch):
     """As told to the study before the first trial."""
     enqueued = []
     monkeypatch.setattr(Design, "enqueue", lambda self, study, chosen: enqueued.append((self, chosen)))
     monkeypatch.setattr("budgetopt.search.searcher.StudySearcher.suggest", lambda self, trial_id: "FINISHED")
     with pytest.raises(BudgetoptError, match="no trial finished"):
-        budgetopt.search("500", sampler=sampler, trials=1, workers=1, out=tmp_path / "run")
+        budgetopt.search("500", sampler=sampler, workers=1, out=tmp_path / "run", **limits)
     ((design, chosen),) = enqueued
-    assert chosen == (design.few() if sampler == "rate-distortion" else design.allocations())
+    assert chosen == (design.few() if few else design.allocations())
 
 
 def test_optimised_sets_have_room_to_grow():

@@ -23,6 +23,7 @@ import torch
 
 from budgetopt import cache_folder, data, initial, methods, networks, objective, protocol, result
 from budgetopt import teacher as teachers
+from budgetopt.allocation import Allocation
 from budgetopt.data.dataset import Dataset
 from budgetopt.errors import BudgetoptError, InputError, Interrupted
 from budgetopt.evaluation import default_device
@@ -32,7 +33,7 @@ from budgetopt.report import files
 from budgetopt.search import engine
 from budgetopt.search import storage as storages
 from budgetopt.search import study as studies
-from budgetopt.search.config import SearchConfig, check_limits, default_workers, machine
+from budgetopt.search.config import SearchConfig, check_limits, default_time, default_workers, machine
 from budgetopt.search.design import Design, smallest_file
 from budgetopt.search.evidence import Earlier
 from budgetopt.search.explanation import Explanation, explain
@@ -48,6 +49,7 @@ from budgetopt.search.warm_start import WarmStart
 from budgetopt.trial import TrialContext
 
 HOPELESS = 20  # failed trials without a finished one, after which the search gives up
+DESIGN_SHARE = 3  # trials for each one of the design, under which a search with a model starts from few
 PACKAGES = ("budgetopt", "torch", "torchvision", "numpy", "optuna", "ray", "constriction", "moocore", "scikit-learn")
 
 
@@ -243,8 +245,7 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
     design = Design(config, context, selector)
     earlier = _earlier(run.out, config, context)
     if not run.study.get_trials(deepcopy=False):
-        guided = config.sampler == "rate-distortion"
-        design.enqueue(run.study, (design.few() if guided else design.allocations())[: 1 if earlier else None])
+        design.enqueue(run.study, _first(config, design, context.spec.values)[: 1 if earlier else None])
     torch.set_num_threads(1)  # the workers have the cores; asking the sampler is faster on one thread too
     progress.phase = "searching"
     searcher = StudySearcher(
@@ -304,6 +305,15 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
         done = config.trials is not None and searcher.count >= config.trials
         if done or searcher.exhausted or len(progress.ended) == before:
             break  # else: Tune itself ended early, say after a worker was killed for memory; go on
+
+
+def _first(config: SearchConfig, design: Design, values: int) -> list[Allocation]:
+    """Allocations that start the search: the whole design, unless there is a model that can do without most of it and a
+    limit that leaves few trials beside it."""
+    whole = design.allocations()
+    few_trials = config.trials is not None and config.trials < DESIGN_SHARE * len(whole)
+    little_time = config.time_limit is not None and config.time_limit < default_time(values)
+    return design.few() if config.sampler == "rate-distortion" and (few_trials or little_time) else whole
 
 
 def _earlier(out: RunFolder, config: SearchConfig, context: TrialContext) -> list[Earlier]:
