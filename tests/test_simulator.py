@@ -203,8 +203,8 @@ def test_no_more_trials_run_than_there_are_workers():
 # guidance
 # ----------------------------------------------------------------------------------------------------------------------
 def test_ours_beats_random_and_tpe():
-    """Share of the full hypervolume after 12 trials, over tables and seeds. The accuracy of what is handed over after
-    24 is within 0.1 points of random search at least, which finds the best of these tables as soon."""
+    """Share of the full hypervolume after 12 trials, and the accuracy of what is handed over after 24, over tables and
+    seeds."""
     makers = {
         "ours": lambda table, seed: RateDistortionSampler(table.problem(seed), seed=seed),
         "random": lambda table, seed: RandomSampler(seed=seed),
@@ -213,7 +213,7 @@ def test_ours_beats_random_and_tpe():
     shares, accuracy = {}, {}
     for name, make in makers.items():
         found = []
-        for run in range(8):
+        for run in range(16):
             table, seed = law_table(run), run % 3
             outcome = simulate(table, seed, make(table, seed), trials=24)
             full = table.volume(range(len(table.allocations)), seed)
@@ -222,8 +222,7 @@ def test_ours_beats_random_and_tpe():
         shares[name], accuracy[name] = np.mean(found, 0)
     assert shares["ours"] > 0.93
     assert shares["ours"] > max(shares["random"], shares["tpe"]) + 0.02
-    assert accuracy["ours"] > accuracy["tpe"]
-    assert accuracy["ours"] > accuracy["random"] - 0.001
+    assert accuracy["ours"] > max(accuracy["random"], accuracy["tpe"])
 
 
 def test_ours_is_soonest_on_recorded_digits():

@@ -310,10 +310,12 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
 def _first(config: SearchConfig, design: Design, values: int) -> list[Allocation]:
     """Allocations that start the search: the whole design, unless there is a model that can do without most of it and a
     limit that leaves few trials beside it."""
+    guided = config.sampler == "rate-distortion"
+    if guided and config.time_limit is not None and config.time_limit < default_time(values):
+        return design.few()  # the whole design is not even packed
     whole = design.allocations()
     few_trials = config.trials is not None and config.trials < DESIGN_SHARE * len(whole)
-    little_time = config.time_limit is not None and config.time_limit < default_time(values)
-    return design.few() if config.sampler == "rate-distortion" and (few_trials or little_time) else whole
+    return design.few() if guided and few_trials else whole
 
 
 def _earlier(out: RunFolder, config: SearchConfig, context: TrialContext) -> list[Earlier]:

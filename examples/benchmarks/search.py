@@ -179,9 +179,7 @@ def designs(table: Table, seed: int) -> dict[str, list[int]]:
         return int(entries[np.where(fits, sizes, -1).argmax() if fits.any() else sizes.argmin()])
 
     ladder = {o: [largest(kind, table.budget / 10 ** (k / 2)) for k in range(8)] for o, kind in first.items()}
-    plain, *others = sorted(
-        ladder.values(), key=lambda entries: table.allocations[entries[0]].objective in table.trained
-    )
+    plain, *others = (ladder[objective] for objective in sorted(ladder, key=lambda o: o in table.trained))
     found = {
         "one": plain[:1],
         "one a kind": plain[:1] + [entries[0] for entries in others],
