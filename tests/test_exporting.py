@@ -16,8 +16,11 @@ from typer.testing import CliRunner
 
 from budgetopt import cli, data, exporting, load
 from budgetopt.errors import InputError
-from budgetopt.packing import Preparation, Standardize, UniformLevels, pack
+from budgetopt.packing import Standardize, UniformLevels, pack
+from budgetopt.packing.log_mel import LogMel
+from budgetopt.packing.resized import Resized
 from budgetopt.packing.soft_labels import SoftLabels
+from budgetopt.packing.table import Categorical, Numeric, TablePreparation
 
 EXACT = ("npz", "safetensors", "torch", "webdataset")
 
@@ -52,26 +55,33 @@ class Read:
     mean: np.ndarray
     std: np.ndarray
     targets: np.ndarray | None = None
+    preparation: str | None = None
 
 
 def read_npz(content):
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return Read(**archive)
+        arrays = dict(archive)
+    preparation = arrays.pop("preparation", None)
+    return Read(**arrays, preparation=None if preparation is None else preparation.item())
 
 
 def read_safetensors(content):
-    return Read(**pytest.importorskip("safetensors.numpy").load(content))
+    arrays = pytest.importorskip("safetensors.numpy").load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return Read(**arrays, preparation=header["__metadata__"].get("preparation"))
 
 
 def read_torch(content):
-    tensors = torch.load(io.BytesIO(content), weights_only=True)
-    return Read(**{name: tensor.numpy() for name, tensor in tensors.items()})
+    found = torch.load(io.BytesIO(content), weights_only=True)
+    preparation = found.pop("preparation", None)
+    return Read(**{name: tensor.numpy() for name, tensor in found.items()}, preparation=preparation)
 
 
 def read_webdataset(content):
     samples = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         statistics = [np.float32(json.loads(tar.pax_headers[f"budgetopt.{name}"])) for name in ("mean", "std")]
+        preparation = tar.pax_headers.get("budgetopt.preparation")
         for member in tar:
             key, _, ending = member.name.partition(".")
             samples.setdefault(key, {})[ending] = tar.extractfile(member).read()
@@ -79,7 +89,7 @@ def read_webdataset(content):
     x = [np.load(io.BytesIO(s["npy"])) if "npy" in s else pixels(s["png"]) for s in samples.values()]
     y = np.array([int(s["cls"]) for s in samples.values()])
     targets = [json.loads(s["json"])["targets"] for s in samples.values() if "json" in s]
-    return Read(np.stack(x).astype(np.float32), y, *statistics, np.float32(targets) if targets else None)
+    return Read(np.stack(x).astype(np.float32), y, *statistics, np.float32(targets) if targets else None, preparation)
 
 
 def read_parquet(content):
@@ -93,7 +103,9 @@ def read_parquet(content):
         x = np.float32([columns[name] for name in names]).T
     statistics = json.loads(table.schema.metadata[b"budgetopt"])
     targets = np.float32(columns["targets"]) if "targets" in columns else None
-    return Read(x, np.array(columns["label"]), *(np.float32(statistics[name]) for name in ("mean", "std")), targets)
+    mean, std = (np.float32(statistics[name]) for name in ("mean", "std"))
+    preparation = table.schema.metadata.get(b"budgetopt.preparation")
+    return Read(x, np.array(columns["label"]), mean, std, targets, preparation and preparation.decode())
 
 
 def pixels(png):
@@ -195,21 +207,41 @@ def test_unknown_formats(to):
         exporting.export(SETS["grey"], to)
 
 
-class Recordings(Preparation):
-    kind, name, summary = 99, "recordings", "recordings of 1 s"
-
-    def write(self, out):
-        pass
-
-    @classmethod
-    def read(cls, fields, shape):
-        return cls()
+COLUMNS = (Numeric("größe", 3, -2, indicator=True), Categorical("Farbe", ("rot", "grün"), other=True), Numeric("t"))
+PREPARED = {
+    "recordings": replace(SETS["grey"], preparation=LogMel(8000, 256, 80, 60, 3800, 60, 8, 8)),
+    "pictures": replace(SETS["colour"], preparation=Resized(3, 5, 7, "area")),
+    "table": replace(SETS["features, soft"], preparation=TablePreparation(COLUMNS, ("ja", "nein", "vielleicht"))),
+}
 
 
+def rebuilt(preparation):
+    """A `Preparation` of JSON: its name and parameters."""
+    parameters = json.loads(preparation)
+    name = parameters.pop("name")
+    if name != TablePreparation.name:
+        return {kind.name: kind for kind in (LogMel, Resized)}[name](**parameters)
+    columns = [
+        Categorical(**{**column, "levels": tuple(column["levels"])}) if "levels" in column else Numeric(**column)
+        for column in parameters["columns"]
+    ]
+    return TablePreparation(tuple(columns), tuple(parameters["classes"]))
+
+
+@pytest.mark.parametrize("name", PREPARED)
 @pytest.mark.parametrize("to", READERS)
-def test_what_only_the_file_knows_is_said(to):
-    exported = exporting.export(replace(SETS["grey"], preparation=Recordings()), to)
-    assert any("raw data" in note for note in exported.notes)
+def test_a_reader_finds_how_samples_were_made_of_raw_data(to, name):
+    exported = exporting.export(PREPARED[name], to)
+    assert rebuilt(READERS[to](exported.content).preparation) == PREPARED[name].preparation
+    (note,) = exported.notes
+    assert note.startswith("your own raw data")
+    assert READERS[to](exporting.export(SETS["grey"], to).content).preparation is None
+
+
+def test_parquet_names_the_classes_of_a_table():
+    table = pyarrow.parquet.read_table(io.BytesIO(exporting.export(PREPARED["table"], "parquet").content))
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["label"]["names"] == ["ja", "nein", "vielleicht"]
 
 
 @pytest.mark.parametrize(

@@ -36,4 +36,7 @@ def export(packed: PackedSet, to: str) -> Exported:
     exported = _writers()[to](packed)
     if packed.preparation is None or to == "png":
         return exported
-    return exported.noting("how your own raw data become such samples is in the .bopt file alone: keep it")
+    return exported.noting(
+        f"your own raw data become such samples by `preparation` in the file ({packed.preparation.name}), or by "
+        "`load(…).prepare` of the .bopt file"
+    )

@@ -1,5 +1,6 @@
 """Whole arrays under names: x (n, …) float32 in raw units, y (n,) int64, mean and std (c,) float32, and targets
-(n, classes) float32 where labels are soft."""
+(n, classes) float32 where labels are soft. Where samples were made of raw data, `preparation` is JSON of how: text in a
+0-d array in npz, in the metadata of safetensors."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import io
 import numpy as np
 
 from budgetopt.errors import InputError
-from budgetopt.exporting.exported import Exported
+from budgetopt.exporting.exported import Exported, preparation_of
 from budgetopt.packing import PackedSet
 
 
@@ -20,7 +21,8 @@ def arrays_of(packed: PackedSet) -> dict[str, np.ndarray]:
 
 def npz(packed: PackedSet) -> Exported:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays_of(packed))  # type: ignore[arg-type]
+    texts = {name: np.array(text) for name, text in preparation_of(packed).items()}
+    np.savez_compressed(buffer, **arrays_of(packed), **texts)  # type: ignore[arg-type]
     return Exported(buffer.getvalue(), ".npz")
 
 
@@ -32,7 +34,7 @@ def safetensors(packed: PackedSet) -> Exported:
             "cannot export to safetensors: its package is not installed (pip install 'budgetopt[safetensors]')"
         ) from None
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays_of(packed).items()}
-    return Exported(save(arrays, {"classes": str(len(packed.counts))}), ".safetensors")
+    return Exported(save(arrays, {"classes": str(len(packed.counts)), **preparation_of(packed)}), ".safetensors")
 
 
 def torch_file(packed: PackedSet) -> Exported:
@@ -40,5 +42,6 @@ def torch_file(packed: PackedSet) -> Exported:
     import torch
 
     buffer = io.BytesIO()
-    torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays_of(packed).items()}, buffer)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays_of(packed).items()}
+    torch.save({**tensors, **preparation_of(packed)}, buffer)
     return Exported(buffer.getvalue(), ".pt")

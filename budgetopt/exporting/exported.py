@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+
+from budgetopt.packing import PackedSet
 
 
 @dataclass(frozen=True)
@@ -15,3 +18,9 @@ class Exported:
 
     def noting(self, note: str) -> Exported:
         return replace(self, notes=(*self.notes, note))
+
+
+def preparation_of(packed: PackedSet) -> dict[str, str]:
+    """{"preparation": JSON of its name and parameters} where samples were made of raw data, else nothing."""
+    made = packed.preparation
+    return {} if made is None else {"preparation": json.dumps({"name": made.name, **made.parameters()})}

@@ -1,6 +1,7 @@
 """Parquet. Pictures in the Hugging Face image layout: `image` = {bytes: PNG, path}, `label` with class names in the
 schema's metadata; feature vectors as columns `x_0`, `x_1`, … and `label`. Soft labels are a list column `targets`; the
-input statistics are in the metadata under `budgetopt`."""
+input statistics are in the metadata under `budgetopt`, with the preparation of raw data under
+`budgetopt.preparation`."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import json
 from typing import Any
 
 from budgetopt.errors import InputError
-from budgetopt.exporting.exported import Exported
+from budgetopt.exporting.exported import Exported, preparation_of
 from budgetopt.exporting.pixels import is_picture, png, to_pixels
 from budgetopt.packing import PackedSet
+from budgetopt.packing.table import TablePreparation
 
 MOST_LOSS = 0.05  # of 8-bit pixels, in standard deviations: beyond it pictures are other ones
 
@@ -22,7 +24,7 @@ def write(packed: PackedSet) -> Exported:
     import pyarrow as pa
     import pyarrow.parquet
 
-    names = [str(label) for label in range(len(packed.counts))]
+    names = _class_names(packed)
     columns: dict[str, pa.Array] = {}
     features: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
@@ -45,10 +47,18 @@ def write(packed: PackedSet) -> Exported:
     metadata = {
         "huggingface": json.dumps({"info": {"features": features}}),
         "budgetopt": json.dumps({"mean": packed.mean.tolist(), "std": packed.std.tolist()}),
+        **{f"budgetopt.{name}": text for name, text in preparation_of(packed).items()},
     }
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), buffer)
     return Exported(buffer.getvalue(), ".parquet", notes)
+
+
+def _class_names(packed: PackedSet) -> list[str]:
+    """As the table's labels name them where the set was made of a table, else their numbers."""
+    made = packed.preparation
+    named = made.classes if isinstance(made, TablePreparation) else ()
+    return [str(name) for name in named or range(len(packed.counts))]
 
 
 def _pictures(packed: PackedSet) -> tuple[Any, tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """WebDataset: a tar with `000000.png` or `000000.npy`, `000000.cls`, and `000000.json` (targets) where labels are soft.
 
 Pictures whose values are whole numbers 0 … 255 are PNG; all else is float32 in `.npy`, nothing is rounded. Keys go up
-in class order: shuffle when reading. The input statistics are in the tar's PAX header.
+in class order: shuffle when reading. The input statistics, and the preparation of raw data where there is one, are
+in the tar's PAX header.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tarfile
 
 import numpy as np
 
-from budgetopt.exporting.exported import Exported
+from budgetopt.exporting.exported import Exported, preparation_of
 from budgetopt.exporting.pixels import is_picture, png, to_pixels
 from budgetopt.packing import PackedSet
 
@@ -22,6 +23,7 @@ def write(packed: PackedSet) -> Exported:
     whole = pixels is not None and not pixels.changed
     targets = packed.targets()
     statistics = {f"budgetopt.{name}": json.dumps(getattr(packed, name).tolist()) for name in ("mean", "std")}
+    statistics |= {f"budgetopt.{name}": text for name, text in preparation_of(packed).items()}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=statistics) as tar:
         for i, label in enumerate(packed.labels()):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -145,6 +145,9 @@ class LogMel(Preparation):
     def silent_mels(self) -> int:
         """Filters between two neighbouring frequencies of the Fourier transform: they are 0 whatever is heard."""
         return int((self._filters.sum(1) == 0.0).sum())
+
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self)
 
     def write(self, out: Writer) -> None:
         for value in (self.rate, self.window, self.hop, self.lowest, self.highest):

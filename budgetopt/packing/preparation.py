@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from budgetopt.packing.fields import Reader, Writer
 
@@ -19,6 +19,10 @@ class Preparation(ABC):
     @abstractmethod
     def summary(self) -> str:
         """One line for `budgetopt inspect`."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """By the names of FORMAT.md, for JSON: what a reader without this package needs to prepare its own data."""
 
     @abstractmethod
     def write(self, out: Writer) -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,6 +32,9 @@ class Resized(Preparation):
     @property
     def summary(self) -> str:
         return f"pictures in {MODES[self.channels]}, centre resized to {self.height}×{self.width} ({self.filter})"
+
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self)
 
     def write(self, out: Writer) -> None:
         out.byte(FILTERS.index(self.filter))

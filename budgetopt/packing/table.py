@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,9 @@ class TablePreparation(Preparation):
                 known = _listed(self.classes) if self.classes else "whole numbers"
                 raise InputError(f"label {value!r} of row {row} is not one of {known}") from None
         return numbers
+
+    def parameters(self) -> dict[str, Any]:
+        return {"columns": [asdict(column) for column in self.columns], "classes": list(self.classes)}
 
     def write(self, out: Writer) -> None:
         """Parameters, deflated: names are text. Raises `BadHeader` where they are more than the format allows."""
