@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from budgetopt.budget import Budget
 from budgetopt.errors import InputError, TrialFailure
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 def search(
     budget: str | int | Budget,
-    dataset: str = "digits",
+    dataset: str | Path = "digits",
     *,
-    objectives: Sequence[str] = (),
-    space: str | None = None,
-    protocol: str | None = None,
+    objectives: Sequence[str | Path] = (),
+    space: str | Path | None = None,
+    protocol: str | Path | None = None,
     time_limit: float | None = None,
     trials: int | None = None,
     workers: int | None = None,
@@ -77,11 +77,11 @@ def search(
 
     config, source = configuration.resolve(
         budget,
-        dataset,
+        _text(dataset),
         data_root=data_root,
-        objectives=tuple(objectives),
-        space_name=space,
-        protocol_name=protocol,
+        objectives=tuple(_text(objective) for objective in objectives),
+        space_name=_text(space),
+        protocol_name=_text(protocol),
         seed=seed,
         trials=trials,
         time_limit=time_limit,
@@ -142,13 +142,13 @@ def explain(run: str | Path) -> Explanation:
 
 def evaluate(
     path: str | Path,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     *,
     network: str | None = None,
     seeds: int | None = None,
     data_root: str | Path | None = None,
     label: str | None = None,
-    protocol: str | None = None,
+    protocol: str | Path | None = None,
 ) -> Evaluation:
     """Train on the packed file alone, by the protocol inside it, and test on the test split of `dataset`.
 
@@ -165,24 +165,24 @@ def evaluate(
 
 def compare(
     path: str | Path,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     *,
     networks: Sequence[str | None],
     seeds: int | None = None,
     data_root: str | Path | None = None,
     label: str | None = None,
-    protocol: str | None = None,
+    protocol: str | Path | None = None,
 ) -> Iterator[Compared]:
     """As `evaluate`, for one network after another (None: the one of the protocol); a training that fails is its
     network's result."""
     from budgetopt import comparison
 
-    return comparison.compare(path, dataset, networks, seeds, data_root, label, protocol)
+    return comparison.compare(path, _text(dataset), networks, seeds, data_root, label, _text(protocol))
 
 
 def fisher(
     path: str | Path,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     *,
     data_root: str | Path | None = None,
     label: str | None = None,
@@ -198,7 +198,7 @@ def fisher(
     from budgetopt.search.folder import dataset_of
 
     _, packed = unpack_file(path)
-    source = data.open_source(*dataset_of(Path(path), dataset, data_root, label)).prepared_by(packed.preparation)
+    source = data.open_source(*dataset_of(Path(path), _text(dataset), data_root, label)).prepared_by(packed.preparation)
     prepared = data.Dataset.prepare(source, seed)
     if packed.shape != prepared.spec.shape or len(packed.counts) != prepared.spec.classes:
         raise InputError(
@@ -215,19 +215,19 @@ def compress(
     budget: str | int | Budget,
     *,
     out: str | Path | None = None,
-    dataset: str | None = None,
-    space: str = "compress",
+    dataset: str | Path | None = None,
+    space: str | Path = "compress",
     levels: Sequence[int] = (),
     refine: str = "none",
     refine_steps: int = 100,
     network: str | Path | None = None,
-    finetune: str | None = None,
+    finetune: str | Path | None = None,
     steps: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     raw: bool = False,
     classes: int | None = None,
-    protocol: str | None = None,
+    protocol: str | Path | None = None,
     trials: int | None = None,
     time_limit: float | None = None,
     seed: int = 0,
@@ -248,8 +248,8 @@ def compress(
 
     limit, target = Budget.parse(budget), _new_file(out)
     settings = compression.Settings(
-        space, tuple(levels), protocol, refine, refine_steps, None if network is None else Path(network), finetune,
-        steps, trials, time_limit, seed,
+        _text(space), tuple(levels), _text(protocol), refine, refine_steps,
+        None if network is None else Path(network), _text(finetune), steps, trials, time_limit, seed,
     )  # fmt: skip
     if classes is not None and classes < 1:
         raise InputError(f"the number of classes must be positive, got {classes}")
@@ -265,10 +265,10 @@ def merge(
     budget: str | int | Budget,
     *,
     out: str | Path | None = None,
-    dataset: str | None = None,
-    space: str = "compress",
+    dataset: str | Path | None = None,
+    space: str | Path = "compress",
     classes: int | None = None,
-    protocol: str | None = None,
+    protocol: str | Path | None = None,
     trials: int | None = None,
     time_limit: float | None = None,
     seed: int = 0,
@@ -287,13 +287,15 @@ def merge(
     from budgetopt import compression, merging
 
     limit, target = Budget.parse(budget), _new_file(out)
-    settings = compression.Settings(space, protocol=protocol, trials=trials, time_limit=time_limit, seed=seed)
+    settings = compression.Settings(
+        _text(space), protocol=_text(protocol), trials=trials, time_limit=time_limit, seed=seed
+    )
     real = _prepared(dataset, data_root, label, resize, spectrogram, seed)
     return _written(merging.merge(files, limit, settings, classes, real, say), target)
 
 
 def _prepared(
-    dataset: str | None,
+    dataset: str | Path | None,
     data_root: str | Path | None,
     label: str | None,
     resize: str | None,
@@ -304,7 +306,7 @@ def _prepared(
 
     if dataset is None:
         return None
-    return data.Dataset.prepare(data.open_source(dataset, data_root, label, resize, spectrogram), seed)
+    return data.Dataset.prepare(data.open_source(_text(dataset), data_root, label, resize, spectrogram), seed)
 
 
 def _new_file(out: str | Path | None) -> Path | None:
@@ -325,6 +327,17 @@ def _written(found: Compressed, target: Path | None) -> Compressed:
     except OSError as error:
         raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
     return replace(found, path=target)
+
+
+@overload
+def _text(named: str | Path) -> str: ...
+@overload
+def _text(named: None) -> None: ...
+def _text(named: str | Path | None) -> str | None:
+    """A name, or a path: a `Path` stays one, so that the folder `digits` is not the dataset of that name."""
+    if named is None or isinstance(named, str):
+        return named
+    return named.as_posix() if "/" in named.as_posix() else f"./{named}"
 
 
 def default_out(dataset: str, budget: int) -> Path:

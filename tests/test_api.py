@@ -2,6 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
 
 import budgetopt
 
@@ -34,3 +38,36 @@ def test_search_is_a_function_also_after_its_package_was_imported():
     assert "'nonsense'" in first
     assert first == second
     assert name == "RateDistortionSampler"
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"dataset": Path("digits")}, r"cannot read the dataset '\./digits'"),
+        ({"space": Path("image")}, r"search space file '\./image'"),
+        ({"protocol": Path("glyph-1")}, r"protocol file '\./glyph-1'"),
+        ({"objectives": [Path("dm")]}, r"objective file '\./dm'"),
+    ],
+)
+def test_a_path_is_one_also_where_a_name_is_spelled_like_it(tmp_path, monkeypatch, named, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(budgetopt.InputError, match=said):
+        budgetopt.search("2kb", **named)
+    assert not any(tmp_path.iterdir())
+
+
+def test_files_may_be_named_by_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("quick.toml").write_text('network = "convnet"\nwidth = 4\nsteps = 2\n')
+    one = 'selection = ["random"]\ntransform = ["identity"]\n[ipc]\nmin = 1\nmax = 3\n'
+    Path("two.toml").write_text(one + '[[quantizer]]\nfamily = "uniform"\nlevels = [2]\n')
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8), np.arange(40) % 2
+    np.savez("data.npz", x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+    np.savez("set.npz", x=x[:6].astype(np.float32), y=y[:6])
+    found = budgetopt.compress(
+        Path("set.npz"), 300, out=Path("set.bopt"), dataset=Path("data.npz"), space=Path("two.toml"),
+        protocol=Path("quick.toml"), raw=True, trials=1,
+    )  # fmt: skip
+    assert found.path == Path("set.bopt")
+    assert 0 <= budgetopt.evaluate("set.bopt", Path("data.npz"), protocol=Path("quick.toml")).accuracy <= 1
