@@ -1,6 +1,6 @@
 """Continual learning at equal bytes: GDumb (Prabhu, Torr and Dokania, ECCV 2020) with packed memories.
 
-    python examples/continual_gdumb.py --out runs/gdumb [--dataset PARQUET-FOLDER --budgets 10000]
+    python examples/continual_gdumb.py --out runs/gdumb [--dataset FOLDER --budgets 10000]
 
 Classes arrive in tasks. After every task the memory is one `.bopt` file of at most so many bytes, made anew from the
 file before it and the data of the task and from nothing else; every class seen so far gets as many samples. After the
@@ -13,13 +13,11 @@ last task a network is trained from scratch on the memory alone and tested on al
 - ours, soft: with soft labels, by a teacher that is trained on the memory and the task and labels all samples anew
 
 Every run draws its own order of classes and its own samples, the same in all arms. Finished files and trainings are
-kept in the folder. `--dataset` also takes a folder with `train*.parquet` and `test*.parquet` in the Hugging Face image
-layout (columns `image` and `label`).
+kept in the folder. `--dataset` takes what the package takes, such as a folder of Parquet files with pictures.
 """
 
 from __future__ import annotations
 
-import io
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -226,37 +224,10 @@ def stored(packed: PackedSet) -> bytes:
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def as_npz(folder: Path, out: Path) -> Path:
-    """A folder of Parquet files in the Hugging Face image layout as the `.npz` that the package reads."""
-    import pyarrow.parquet
-    from PIL import Image
-
-    target = out / f"{folder.name}.npz"
-    if not target.exists():
-        arrays = {}
-        for part in ("train", "test"):
-            rows = [row for path in sorted(folder.glob(f"{part}*.parquet")) for row in _rows(pyarrow.parquet, path)]
-            if not rows:
-                raise SystemExit(f"{folder}: no {part}*.parquet")
-            pictures = [np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in rows]
-            arrays |= {f"x_{part}": np.stack(pictures), f"y_{part}": np.array([row["label"] for row in rows])}
-        out.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial.npz")
-        np.savez(partial, **arrays)
-        partial.replace(target)
-    return target
-
-
-def _rows(parquet, path: Path) -> list[dict]:
-    return parquet.read_table(path, columns=["image", "label"]).to_pylist()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     args = records.arguments(__doc__, OPTIONS).parse_args(arguments)
     if args.quick:
         records.tiny(args, files=1, budgets=(700,), tasks=2, teacher_steps=2, teacher_samples=20)
-    if Path(args.dataset).is_dir():
-        args.dataset = str(as_npz(Path(args.dataset), args.out))
     torch.set_num_threads(1)
     learner = Learner(args, records.console())
     unknown = set(args.arms) - set(ARMS)

@@ -9,8 +9,6 @@ import pytest
 import torch
 from sets import packed_set
 
-from budgetopt import exporting
-from budgetopt.data import open_source
 from budgetopt.packing import UniformLevels, pack, sections, unpack
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -84,18 +82,3 @@ def test_largest_leaves_little_unused(gdumb):
         0,
         0,
     )  # too little for all
-
-
-def test_parquet_in_the_hugging_face_layout(gdumb, tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    symbols = np.random.default_rng(0).integers(0, 256, (12, 3, 4, 5))
-    packed = packed_set(symbols, (7, 5), UniformLevels(256, 0, 1, 0))
-    for part in ("train-0", "test-0"):
-        (folder / f"{part}.parquet").write_bytes(exporting.export(packed, "parquet").content)
-    source = open_source(str(gdumb.as_npz(folder, tmp_path)))
-    for x, y in (source.train_arrays(), source.test_arrays()):
-        assert np.array_equal(x, packed.decode())
-        assert np.array_equal(y, packed.labels())
-    with pytest.raises(SystemExit, match=r"no train\*\.parquet"):
-        gdumb.as_npz(tmp_path, tmp_path / "elsewhere")

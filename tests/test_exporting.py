@@ -195,6 +195,16 @@ def test_the_package_itself_reads_a_table(tmp_path):
     assert np.array_equal(rows[np.lexsort(rows.T)], wanted[np.lexsort(wanted.T)])
 
 
+def test_the_package_itself_reads_pictures(tmp_path):
+    packed = made((3, 5, 7), (7, 5), UniformLevels(256, 0, 1, 0))
+    for part in ("train-0", "test-0"):
+        (tmp_path / f"{part}.parquet").write_bytes(exporting.export(packed, "parquet").content)
+    source = data.open_source(str(tmp_path))
+    for x, y in (source.train_arrays(), source.test_arrays()):
+        assert np.array_equal(x, packed.decode())
+        assert np.array_equal(y, packed.labels())
+
+
 def test_absent_package_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(InputError, match=r"pip install 'budgetopt\[safetensors\]'"):
