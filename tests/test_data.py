@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from budgetopt.data import Dataset, open_source
+from budgetopt.data.carving import carved
 from budgetopt.errors import InputError
 
 
@@ -103,10 +104,50 @@ def test_validation_has_a_limit(tmp_path):
 
 def test_test_part_is_loaded_only_when_asked(tmp_path):
     """A broken test part does not disturb the search."""
-    source = open_source(write(tmp_path / "a.npz", x_test=None, y_test=None))
+    source = open_source(write(tmp_path / "a.npz", x_test=None))
     data = Dataset.prepare(source, 0)
-    with pytest.raises(InputError, match="no x_test and y_test"):
+    with pytest.raises(InputError, match="no x_test; it holds"):
         data.load_test()
+    with pytest.raises(InputError, match="no x_test: the front"):
+        source.check_test_part((4,))
+
+
+def parts_of(source):
+    """[(sample, label)] of the training part and of the test part."""
+    return [sorted((*x.ravel().tolist(), int(y)) for x, y in zip(*p, strict=True)) for p in both(source)]
+
+
+def both(source):
+    return source.train_arrays(), source.test_arrays()
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("x_train", "y_train")])
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_arrays_without_a_test_part_get_one(tmp_path, form, names):
+    x, y = np.arange(100, dtype=np.float32).reshape(100, 1), np.arange(100) % 4
+    arrays = dict(zip(names, (x, y), strict=True))
+    path = tmp_path / "a.npz" if form == "npz" else tmp_path
+    if form == "npz":
+        np.savez(path, **arrays)
+    else:
+        for name, array in arrays.items():
+            np.save(tmp_path / f"{name}.npy", array)
+    source = open_source(str(path))
+    source.check_test_part((1,))
+    train, test = parts_of(source)
+    assert sorted(train + test) == [(float(i), i % 4) for i in range(100)]
+    assert len(test) == 30
+    assert all(7 <= [label for _, label in test].count(c) <= 8 for c in range(4))  # stratified
+    assert parts_of(open_source(str(path))) == [train, test]
+    assert any("no test part: 30%" in note for note in source.notes)
+    assert sorted(source.train_labels()) == sorted(label for _, label in train)
+    data = Dataset.prepare(source, 0)
+    assert len(data.train) + len(data.val) == 70
+    assert len(data.load_test()) == 30
+    short = tmp_path / "short.npz"
+    np.savez(short, **(arrays | {names[1]: y[:-1]}))
+    with pytest.raises(InputError, match=r"100 samples but labels of shape \(99,\)"):
+        open_source(str(short)).train_arrays()
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -302,7 +343,7 @@ def test_npz_cut_anywhere(tmp_path):
 def test_npz_damaged_anywhere(tmp_path, save):
     """Every other byte of a small file: one clear line or the right arrays, never another exception."""
     x, y = np.arange(24, dtype=np.float32).reshape(12, 2), np.arange(12) % 2
-    save(tmp_path / "a.npz", x_train=x, y_train=y)
+    save(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
     data = (tmp_path / "a.npz").read_bytes()
     path = tmp_path / "damaged.npz"
     for at in range(0, len(data), 2):
@@ -310,11 +351,14 @@ def test_npz_damaged_anywhere(tmp_path, save):
         damaged[at] ^= 1 << at // 2 % 8
         path.write_bytes(damaged)
         try:
-            got_x, got_y = open_source(str(path)).train_arrays()
+            source = open_source(str(path))
+            got_x, got_y = source.train_arrays()
         except InputError:
             continue
-        assert np.array_equal(got_x, x)
-        assert np.array_equal(got_y, y)
+        # a directory that has lost the test part: the training part is carved, which is said
+        rows = carved(y, path)[0] if source.notes else slice(None)
+        assert np.array_equal(got_x, x[rows])
+        assert np.array_equal(got_y, y[rows])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18), b"not a zip at all"])

@@ -166,7 +166,7 @@ def test_reading_one_part_never_needs_the_other(kind, tmp_path):
     }
     if kind == "npz":
         held = dict(np.load(path))
-        np.savez(path, **{name: a for name, a in held.items() if "train" in name})
+        np.savez(path, **{name: a if "train" in name else np.zeros(0) for name, a in held.items()})
     else:
         for file in test[kind]():
             file.write_bytes(b"damaged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,21 @@ def carved(y: np.ndarray, where: str | Path) -> tuple[np.ndarray, np.ndarray]:
     except ValueError as error:  # fewer rows than classes
         raise InputError(f"{where}: no test part can be carved from {len(y)} samples: {error}") from None
     return np.sort(parts[0]), np.sort(parts[1])
+
+
+def whole_pair(names: Collection[str]) -> tuple[str, str] | None:
+    """Of arrays with these names, the x and y that a test part is carved from; None where there is one."""
+    if {"x_test", "y_test"} & set(names):
+        return None
+    return ("x_train", "y_train") if "x_train" in names else ("x", "y")
+
+
+def carved_pair(x: np.ndarray, y: np.ndarray, test: bool, where: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Samples and labels of one part of the whole x and y."""
+    if y.shape != x.shape[:1] or not len(y):
+        raise InputError(f"{where}: {len(x):,} samples but labels of shape {y.shape}")
+    rows = carved(y, where)[test]
+    return x[rows], y[rows]
 
 
 def carving_note(where: str | Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from budgetopt.data.carving import carved, carving_note
+from budgetopt.data.carving import carved, carved_pair, carving_note, whole_pair
 from budgetopt.data.dataset import (
     Arrays,
     Source,
@@ -16,10 +16,12 @@ from budgetopt.data.dataset import (
 )
 from budgetopt.errors import InputError, first_line
 
+NAMES = ("x_train", "y_train", "x_test", "y_test", "x", "y")
+
 
 class NpyFiles(Source):
     """x: (n, f) features, (n, h, w) grey, (n, c, h, w) or (n, h, w, c) pictures, (n, c, d, h, w) voxels with c = 1
-    or 3; y: (n,)."""
+    or 3; y: (n,). Without x_test and y_test a test part is carved."""
 
     path: Path
 
@@ -29,26 +31,26 @@ class NpyFiles(Source):
         self._folder = path.parent if path.suffix == ".npy" else path
         if path.suffix == ".npy" and path.name != "x.npy":
             raise InputError(f"cannot read the dataset {str(path)!r}: an x.npy has a y.npy beside it; or name a folder")
-        self._one_pair = not (self._folder / "x_train.npy").exists() and not (self._folder / "x_test.npy").exists()
-        first = "x" if self._one_pair else next(n for n in ("x_train", "x_test") if self._file(n).exists())
+        self._whole = whole_pair([name for name in NAMES if self._file(name).exists()])
+        first = self._whole[0] if self._whole else "x_train" if self._file("x_train").exists() else "x_test"
         shape = channels_first_shape(self._mapped(first).shape)[1:]
         self.protocol, self.space, self.invariances = suited(shape)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (carving_note(self._file("x")),) if self._one_pair else ()
+        return (carving_note(self._file(self._whole[0])),) if self._whole else ()
 
     def train_arrays(self) -> Arrays:
-        return self._part("train", 0)
+        return self._part("train")
 
     def test_arrays(self) -> Arrays:
-        return self._part("test", 1)
+        return self._part("test")
 
     def train_labels(self) -> np.ndarray:
-        return self._labels("train", 0)
+        return self._labels("train")
 
     def check_test_part(self, shape: tuple[int, ...]) -> None:
-        if self._one_pair:
+        if self._whole:
             return
         missing = [name for name in ("x_test", "y_test") if not self._file(name).is_file()]
         if missing:
@@ -57,23 +59,21 @@ class NpyFiles(Source):
         if found != shape:
             raise InputError(f"{self._folder}: test samples have shape {found}, training samples {shape}")
 
-    def _part(self, part: str, number: int) -> Arrays:
-        y = self._labels(part, number)
-        x = self._mapped("x" if self._one_pair else f"x_{part}")
-        if self._one_pair:
-            whole = self._mapped("y")
-            if x.shape[:1] != whole.shape:
-                raise InputError(f"{self._folder}: {len(x)} samples but labels of shape {whole.shape}")
-            x = x[carved(whole, self._file("y"))[number]]
+    def _part(self, part: str) -> Arrays:
+        if self._whole:
+            x, y = (self._mapped(name) for name in self._whole)
+            x, y = carved_pair(x, y, part == "test", self._folder)
+        else:
+            x, y = self._mapped(f"x_{part}"), np.array(self._mapped(f"y_{part}"))
         return to_channels_first(x), y
 
-    def _labels(self, part: str, number: int) -> np.ndarray:
-        if not self._one_pair:
+    def _labels(self, part: str) -> np.ndarray:
+        if not self._whole:
             return np.array(self._mapped(f"y_{part}"))
-        y = self._mapped("y")
+        y = self._mapped(self._whole[1])
         if y.ndim != 1 or not len(y):
-            raise InputError(f"{self._file('y')}: labels must be (n,), got {y.shape}")
-        return y[carved(y, self._file("y"))[number]]
+            raise InputError(f"{self._file(self._whole[1])}: labels must be (n,), got {y.shape}")
+        return y[carved(y, self._folder)[part == "test"]]
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.npy"

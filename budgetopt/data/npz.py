@@ -1,14 +1,16 @@
-"""A `.npz` with x_train, y_train, x_test, y_test. Each array is read only when its part is asked for."""
+"""A `.npz` with x_train, y_train, x_test, y_test, or x, y. Each array is read only when its part is asked for."""
 
 from __future__ import annotations
 
 import math
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from budgetopt.data.carving import carved_pair, carving_note, whole_pair
 from budgetopt.data.dataset import (
     Arrays,
     Source,
@@ -24,7 +26,7 @@ MOST_RATIO = 200
 
 class NpzFile(Source):
     """x: (n, f) features, (n, h, w) grey, (n, c, h, w) or (n, h, w, c) images, (n, c, d, h, w) or (n, d, h, w, c)
-    voxels, with c = 1 or 3."""
+    voxels, with c = 1 or 3. Without x_test and y_test a test part is carved."""
 
     path: Path
 
@@ -33,12 +35,17 @@ class NpzFile(Source):
             raise InputError(f"cannot read the dataset {str(path)!r}: no such file")
         self.path = path
         self.name = str(path)
-        arrays = self._read([])
-        first = next((k for k in ("x_train", "x_test") if k in arrays), None)
+        names = self._read([]).keys()
+        first = next((name for name in ("x_train", "x_test", "x") if name in names), None)
         if first is None:
-            raise InputError(f"{path}: no x_train; a dataset has x_train, y_train, x_test and y_test")
+            raise InputError(f"{path}: no x_train; a dataset has x_train, y_train, x_test and y_test, or x and y")
+        self._whole = whole_pair(names)
         shape = channels_first_shape(_shape(path, first))[1:]
         self.protocol, self.space, self.invariances = suited(shape)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (carving_note(self.path),) if self._whole else ()
 
     def train_arrays(self) -> Arrays:
         return self._pair("train")
@@ -47,6 +54,8 @@ class NpzFile(Source):
         return self._pair("test")
 
     def check_test_part(self, shape: tuple[int, ...]) -> None:
+        if self._whole:
+            return
         missing = [name for name in ("x_test", "y_test") if name not in self._read([])]
         if missing:
             raise InputError(f"{self.path}: no {' and '.join(missing)}: the front is reported on a test part")
@@ -55,11 +64,14 @@ class NpzFile(Source):
             raise InputError(f"{self.path}: test samples have shape {found}, training samples {shape}")
 
     def _pair(self, part: str) -> Arrays:
-        _check_sizes(self.path, [f"x_{part}", f"y_{part}"])
-        arrays = self._read([f"x_{part}", f"y_{part}"])
-        return to_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"]
+        names = self._whole or (f"x_{part}", f"y_{part}")
+        _check_sizes(self.path, names)
+        x, y = self._read(names).values()
+        if self._whole:
+            x, y = carved_pair(x, y, part == "test", self.path)
+        return to_channels_first(x), y
 
-    def _read(self, wanted: list[str]) -> dict[str, np.ndarray]:
+    def _read(self, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """The wanted arrays; for none, the names with empty arrays. Nothing is unpickled (invariant 9)."""
         try:
             with np.load(self.path, allow_pickle=False) as archive:
@@ -75,7 +87,7 @@ class NpzFile(Source):
             raise InputError(f"cannot read the dataset {str(self.path)!r}: {error}") from None
 
 
-def _check_sizes(path: Path, wanted: list[str]) -> None:
+def _check_sizes(path: Path, wanted: Sequence[str]) -> None:
     """Refuse a zip bomb by what the archive declares, before anything of it is read."""
     try:
         with zipfile.ZipFile(path) as archive:
