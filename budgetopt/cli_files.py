@@ -97,8 +97,8 @@ def export(
     """Write the decoded samples for other programs. In Python: `budgetopt.load(file).to_torch()` needs no export.
 
     npz, safetensors and torch hold x in raw units, y, mean, std, and targets where labels are soft. parquet is the
-    Hugging Face image layout, or one column for each feature; values that are no whole 0…255 are rounded for its PNGs,
-    which is said, and refused where that would change the pictures. webdataset keeps such values as .npy.
+    Hugging Face image layout, or one column for each feature; values that are not whole numbers 0…255 are rounded for
+    its PNGs, which is said, and refused where that would change the pictures. webdataset keeps such values as .npy.
     """
     from budgetopt.exporting import export
     from budgetopt.packing import unpack_file
@@ -124,7 +124,8 @@ def compress(
     space: CompressSpace = "compress",
     levels: Annotated[str | None, typer.Option(help="Only these, with commas: 2,4,16.")] = None,
     refine: Annotated[
-        str, typer.Option(help="Match features through the quantizer: before or after it groups, both, none.")
+        str,
+        typer.Option(help="Match features through the quantizer: none, before or after it groups patches, both."),
     ] = "none",
     refine_steps: Annotated[int, typer.Option(help="Steps of each refinement.")] = 100,
     network: Annotated[

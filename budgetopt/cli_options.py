@@ -30,9 +30,14 @@ Spectrogram = Annotated[
     ),
 ]
 Protocol = Annotated[str | None, typer.Option(help="Evaluation protocol: a preset's name or a TOML file.")]
-Seed = Annotated[int, typer.Option(help="One seed explains everything.")]
-Init = Annotated[Path | None, typer.Option(help="Every method starts from this set (.npz with x, y, or .bopt).")]
-TimeLimit = Annotated[str | None, typer.Option(help="Time of the whole command: 90, 90s, 5min, 1h.")]
+Seed = Annotated[int, typer.Option(help="Of everything random: the same seed gives the same trials.")]
+Init = Annotated[
+    Path | None, typer.Option(help="Every method starts from this set: .npz, .pt, .bopt, or a folder of images.")
+]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(help="Time of the whole command: 90, 90s, 5min, 1h."),
+]
 Trials = Annotated[int | None, typer.Option(help="Stop after this many trials.")]
 Workers = Annotated[int | None, typer.Option(help="Trials at once (default: one per core, or four per GPU).")]
 Address = Annotated[

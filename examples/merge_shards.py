@@ -1,6 +1,6 @@
 """Five nodes hold different parts of Fashion-MNIST. Each sends one small file; a server joins them into one.
 
-    python examples/merge_shards.py --data-root ../shared/data
+    python examples/merge_shards.py --data-root DATA
 
 What each node holds is drawn class by class (Dirichlet: no node is like the whole). Printed are the bytes and test
 accuracy of every node's file, of the merged file, and of a file of the same size made from all data at one place.

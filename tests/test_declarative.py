@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -200,6 +201,7 @@ def test_presets_are_stored_as_a_number(name):
     assert protocol.from_field(stored) == PRESETS[name]
     assert protocol.name_of(PRESETS[name]) == name
     assert protocol.resolve(name) is PRESETS[name]
+    assert f"{stored} `{name}`" in (Path(protocol.__file__).parent / "packing" / "FORMAT.md").read_text()
 
 
 def test_presets_never_change():

@@ -505,6 +505,25 @@ def test_to_torch(written):
         assert np.allclose(ready[:, c].numpy(), (x[:, c] - packed.mean[c]) / packed.std[c])
 
 
+@pytest.mark.parametrize("shape", [(5,), (3, 2, 4), (2, 3, 4, 5)])
+def test_standardize(tmp_path, shape):
+    """A receiver's own samples, by channel, against a loop."""
+    channels = 1 if len(shape) == 1 else shape[0]
+    mean, std = np.arange(channels, dtype=np.float32) + 1, np.arange(channels, dtype=np.float32) + 2
+    rng = np.random.default_rng(0)
+    packed = packed_set(rng.integers(0, 4, (6, *shape)), (4, 2), UniformLevels(4, 0, 1, 0), mean=mean, std=std)
+    (tmp_path / "a.bopt").write_bytes(pack(packed))
+    loaded = load(tmp_path / "a.bopt")
+    own = rng.integers(0, 256, (3, *shape)).astype(np.uint8)
+    found = loaded.standardize(own)
+    assert found.dtype == np.float32
+    for index, value in np.ndenumerate(own):
+        at = 0 if channels == 1 else index[1]
+        assert found[index] == pytest.approx((float(value) - mean[at]) / std[at], abs=1e-5)
+    with pytest.raises(InputError, match="samples must be"):
+        loaded.standardize(own[0])
+
+
 def test_to_torch_of_feature_vectors(tmp_path):
     path = tmp_path / "features.bopt"
     packed = packed_set(np.arange(12).reshape(4, 3), None, 12, mean=np.float32([2.0]), std=np.float32([4.0]))

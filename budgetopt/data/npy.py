@@ -79,7 +79,7 @@ class NpyFiles(Source):
         return self._folder / f"{name}.npy"
 
     def _mapped(self, name: str) -> np.ndarray:
-        """Nothing is unpickled (invariant 9), and a header that claims more than the file holds is refused."""
+        """Nothing is unpickled, and a header that claims more than the file holds is refused."""
         path = self._file(name)
         if not path.is_file():
             raise InputError(f"{self._folder}: no {path.name}")

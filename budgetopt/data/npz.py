@@ -72,7 +72,7 @@ class NpzFile(Source):
         return to_channels_first(x), y
 
     def _read(self, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-        """The wanted arrays; for none, the names with empty arrays. Nothing is unpickled (invariant 9)."""
+        """The wanted arrays; for none, the names with empty arrays. Nothing is unpickled."""
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 missing = [name for name in wanted if name not in archive]

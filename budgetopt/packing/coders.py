@@ -107,7 +107,7 @@ def _png_is_far(tried: dict[str, tuple[Coder, bytes]]) -> bool:
 
 
 def decode(coder: Coder, payload: bytes, levels: int, domain: Domain, hint: np.ndarray | None = None) -> np.ndarray:
-    """(n, S) uint8, after the checks that bound time and memory (invariant 3). Raises `BadPayload`."""
+    """(n, S) uint8, after the checks that bound time and memory. Raises `BadPayload`."""
     if domain.samples * domain.values > capacity(len(payload)):
         raise BadPayload(f"{len(payload)} coded bytes cannot hold {domain.samples * domain.values:,} symbols")
     if not coder.supports(levels, domain):
@@ -120,7 +120,7 @@ def _width(levels: int) -> int:
 
 
 def _model(counts: np.ndarray) -> constriction.stream.model.Categorical:
-    # Whole numbers below 2^53 are exact in float64: no rounding decides a probability (invariant 1).
+    # Whole numbers below 2^53 are exact in float64: no rounding decides a probability.
     return constriction.stream.model.Categorical(counts.astype(np.float64), perfect=False)
 
 

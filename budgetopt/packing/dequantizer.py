@@ -59,7 +59,7 @@ class Dequantizer(ABC):
     def samples(
         self, symbols: np.ndarray, index: np.ndarray, domain: Domain, inverse: InverseTransform, shape: tuple[int, ...]
     ) -> np.ndarray:
-        """→ (m, *shape) float32 in raw units: integers times one power of two, rounded once (invariant 1)."""
+        """→ (m, *shape) float32 in raw units: integers times one power of two, rounded once."""
         ints, exponent = inverse.apply(self.ints(symbols, index, domain), self.exponent, shape)
         return ints.astype(np.float32) * np.float32(2.0**-exponent)
 

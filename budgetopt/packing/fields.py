@@ -41,7 +41,7 @@ class Writer:
 
 
 class Reader:
-    """Reads fields in order; every read is checked against what is left (invariant 3)."""
+    """Reads fields in order; every read is checked against what is left."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -76,6 +76,15 @@ class LoadedSet:
             index = order[start : start + size]
             yield self.packed.decode(index), labels[index]
 
+    def standardize(self, x: np.ndarray) -> np.ndarray:
+        """Samples in raw units, (n, …) of the file's or of a receiver's own → (x − mean) / std per channel, float32:
+        what networks are trained and tested on."""
+        if x.shape[1:] != self.packed.shape:
+            raise InputError(f"samples must be (n, {', '.join(map(str, self.packed.shape))}), got {x.shape}")
+        shape = (-1,) + (1,) * (len(self.packed.shape) - 1)
+        found: np.ndarray = (x.astype(np.float32, copy=False) - self.mean.reshape(shape)) / self.std.reshape(shape)
+        return found
+
     def prepare(self, raw: Any, rate: int | None = None) -> np.ndarray:
         """What a receiver has itself, made samples as those of the file were, float32 in raw units: a recording, (t,)
         or (t, channels) at `rate` Hz → (1, mels, frames); a picture, uint8 (h, w) or (h, w, 3) → (c, height, width);
@@ -113,10 +122,7 @@ class LoadedSet:
         import torch
         import torch.utils.data
 
-        x = self.samples
-        if standardize:
-            shape = (-1,) + (1,) * (len(self.packed.shape) - 1)
-            x = (x - self.mean.reshape(shape)) / self.std.reshape(shape)
+        x = self.standardize(self.samples) if standardize else self.samples
         return torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(self._labels_to_train_on))
 
     @property

@@ -238,5 +238,5 @@ def _group(share: int) -> int:
 
 
 def _model(weights: np.ndarray) -> constriction.stream.model.Categorical:
-    # Whole numbers below 2^53 are exact in float64: no rounding decides a probability (invariant 1).
+    # Whole numbers below 2^53 are exact in float64: no rounding decides a probability.
     return constriction.stream.model.Categorical(weights.astype(np.float64), perfect=False)

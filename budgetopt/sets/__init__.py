@@ -22,7 +22,7 @@ def read(path: str | Path, units: Units | None = None, asked: str = "the set") -
     """The set at `path`, in raw units. `asked`: who asks, for messages (`--init`, `compress`).
 
     Raises `InputError` in one line for what cannot be read, is larger than a packed file can be, or whose units are in
-    doubt; `PackedFileError` for a broken `.bopt`. Nothing is unpickled but tensors and plain values (invariant 9).
+    doubt; `PackedFileError` for a broken `.bopt`. Nothing is unpickled but tensors and plain values.
     """
     path, units = Path(path), units or Units()
     suffix = path.suffix.lower() if path.suffix in (".pt", ".pth", ".PT", ".PTH") else path.suffix

@@ -57,7 +57,7 @@ class Task:
 
 
 # of the test split of the simulated beams: no learning, and an MLP trained on all data
-BEAM = {"strongest measured beam": 0.407, "all data": 0.495}
+BEAM = {"strongest measured beam": 0.407, "all data": 0.510}
 TASKS = {
     "digits-500": Task("digits", "500"),
     "digits-1000": Task("digits", "1000"),

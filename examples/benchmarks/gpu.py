@@ -1,6 +1,6 @@
 """CIFAR-10 on a GPU: what files of 30,000 and 122,880 bytes are worth, and whether the GPU is kept busy.
 
-    python examples/benchmarks/gpu.py --out runs/gpu --dataset ../shared/data/cifar10-jpeg [--parts files search speed]
+    python examples/benchmarks/gpu.py --out runs/gpu --dataset cifar10-jpeg [--parts files search speed]
 
 files    coresets, distribution matching and DATM (at most 10 experts of 20 epochs) at every budget and number of
          levels: as many samples as fit, trained on by the protocol's networks

@@ -1,6 +1,6 @@
 """Time and peak memory of reading a source, all of its processes together, with an empty cache and a full one.
 
-    python examples/benchmarks/reading.py ../shared/data/cifar10-jpeg
+    python examples/benchmarks/reading.py cifar10-jpeg
 
 Memory is the largest sum, over this process and its workers, of the proportional set size: a page that several of them
 map counts once.
