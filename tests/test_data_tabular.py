@@ -226,7 +226,7 @@ def test_class_only_in_the_test_part_is_told_before_the_search(tmp_path, label):
 def test_text_labels_need_the_training_part(tmp_path):
     (tmp_path / "d").mkdir()
     write(tmp_path / "d" / "test.parquet", columns(12, kind=None, label=TEXT[:12]))
-    refused(open_source(str(tmp_path / "d")).test_arrays, "'label' is text", "training part")
+    refused(open_source(str(tmp_path / "d")).test_arrays, "'label' is text", "numbers its classes")
 
 
 # --- features and files that cannot be -------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ SUFFIXES = (".parquet", ".csv")
 MOST_VALUES = 1 << 30  # of one part: a few bytes of Parquet may claim any number of rows
 SHOWN = 8  # names in a line
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+NEWLINES = pyarrow.csv.ParseOptions(newlines_in_values=True)
+INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")  # columns that pandas writes beside those of the data
 
 
 def is_table(name: str) -> bool:
@@ -45,33 +49,42 @@ def _part(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
+def is_index(name: str) -> bool:
+    """Whether a column is the numbering of rows that pandas writes: it tells of the order of rows, no more."""
+    return INDEX.fullmatch(name) is not None
+
+
 def schema(path: Path) -> pa.Schema:
     """Names and types of the columns; of CSV the types are those of its first megabyte."""
     with one_line(path):
         if path.suffix == ".csv":
             with path.open("rb") as stream:
-                start = stream.read(2)
-            if start in (b"\xff\xfe", b"\xfe\xff"):
+                start = stream.readline(1 << 16)
+            if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise InputError(f"{path}: the file is in UTF-16: save it as UTF-8")
-            with pyarrow.csv.open_csv(path) as reader:
+            _check_delimiter(path, start)
+            with pyarrow.csv.open_csv(path, parse_options=NEWLINES) as reader:
                 found = reader.schema
         else:
             found = pyarrow.parquet.read_schema(path)
         names = found.names  # decodes them
-    twice = [name for at, name in enumerate(names) if name in names[:at]]
-    if twice:
-        raise InputError(f"{path}: two columns are called {twice[0]!r}")
-    if path.suffix == ".csv":
-        _check_header(path, names)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: two columns are called {twice!r}")
+    if path.suffix == ".csv" and all(map(_is_number, names)):
+        raise InputError(f"{path}: the first line must name the columns, got {','.join(names[:SHOWN])}")
     return found
 
 
-def _check_header(path: Path, names: list[str]) -> None:
-    if all(map(_is_number, names)):
-        raise InputError(f"{path}: the first line must name the columns, got {','.join(names[:SHOWN])}")
+def _check_delimiter(path: Path, header: bytes) -> None:
+    """Before anything is parsed: where numbers have decimal commas, later lines have another number of columns."""
+    line = header.decode(errors="replace").strip()
     for delimiter, spelt in DELIMITERS.items():
-        if len(names) == 1 and delimiter in names[0]:
-            raise InputError(f"{path}: columns are separated by {spelt}, {names[0]!r}: separate them by commas")
+        if delimiter in line and "," not in line:
+            raise InputError(
+                f"{path}: columns are separated by {spelt}, {line[:80]!r}: separate them by commas, and write "
+                "numbers with a point"
+            )
 
 
 def _is_number(text: str) -> bool:
@@ -88,13 +101,15 @@ def read(path: Path, columns: list[str], as_text: Iterable[str] = ()) -> pa.Tabl
     with one_line(path):
         if path.suffix == ".csv":
             kinds = {name: pa.string() for name in as_text}
-            options = pyarrow.csv.ConvertOptions(include_columns=columns, column_types=kinds)
-            table = pyarrow.csv.read_csv(path, convert_options=options)
+            # NA and the like are missing in text too, as pandas reads them: a receiver may read its rows by it
+            options = pyarrow.csv.ConvertOptions(include_columns=columns, column_types=kinds, strings_can_be_null=True)
+            table = pyarrow.csv.read_csv(path, parse_options=NEWLINES, convert_options=options)
         else:
             file = pyarrow.parquet.ParquetFile(path)
             if file.metadata.num_rows * len(columns) > MOST_VALUES:
                 raise InputError(f"{path}: {file.metadata.num_rows:,} rows of {len(columns):,} columns are too many")
-            missing = [name for name in columns if name not in file.schema_arrow.names]
+            there = set(file.schema_arrow.names)
+            missing = [name for name in columns if name not in there]
             if missing:
                 raise InputError(f"{path}: no column {missing[0]!r}")
             table = file.read(columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,11 @@ INDICATED_SHARE = 0.05  # of the rows: where fewer lack a value, telling which o
 
 
 def fitted_columns(
-    columns: Mapping[str, pa.ChunkedArray], train: np.ndarray, path: Path
+    columns: Mapping[str, pa.ChunkedArray], train: np.ndarray, path: Path, gaps: Collection[str] = ()
 ) -> tuple[tuple[Numeric | Categorical, ...], list[str]]:
     """→ how each of the columns is prepared, by the rows `train` of it alone, and what to tell the user of that. No
-    columns where none needs it: all are numbers without gaps, of similar spread."""
+    columns where none needs it: all are numbers without gaps, of similar spread. gaps: columns that have some in other
+    rows, too, so that a value must be known to put there."""
     said: dict[str, list[str]] = {"text": [], "gaps": [], CONSTANT: []}
     made: list[Numeric | Categorical] = []
     spreads = []
@@ -37,7 +38,7 @@ def fitted_columns(
         if is_text(column.type):
             made.append(_categorical([as_text(v) for v in as_list(values[train])], name, path, said))
         else:
-            numeric, spread = _numeric(numbers(values, name), name, train, path, said)
+            numeric, spread = _numeric(numbers(values, name), name, train, path, said, name in gaps)
             made.append(numeric)
             spreads += [spread] if spread else []
     apart = max(spreads, default=1.0) / min(spreads, default=1.0)
@@ -50,7 +51,7 @@ def fitted_columns(
 
 
 def _numeric(
-    values: np.ndarray, name: str, train: np.ndarray, path: Path, said: dict[str, list[str]]
+    values: np.ndarray, name: str, train: np.ndarray, path: Path, said: dict[str, list[str]], gaps: bool
 ) -> tuple[Numeric, float]:
     """values: (n,) float64 of all rows, NaN where one is missing → the column, and its standard deviation, 0 where it
     is constant."""
@@ -58,7 +59,7 @@ def _numeric(
     known = values[train][~missing[train]].clip(-FARTHEST, FARTHEST)
     if not len(known):
         raise InputError(f"{path}: column {name!r} holds no value at all in the train part: leave it out")
-    if missing.any():
+    if missing.any() or gaps:
         said["gaps"].append(f"column {name!r}, {missing[train].mean():.1%}, taken as the median {np.median(known):g}")
     spread = float(known.std()) if known.min() < known.max() else 0.0
     if not spread:
@@ -110,7 +111,7 @@ def plain(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
     elif kinds.is_decimal(kind):
         column = column.cast(pa.float64())
     elif kinds.is_null(kind):
-        raise InputError(f"{path}: column {name!r} holds no value at all: leave it out")
+        return np.full(len(column), None, object)
     elif kinds.is_binary(kind) or kinds.is_large_binary(kind):
         raise InputError(f"{path}: column {name!r} holds bytes that are not text in UTF-8")
     elif not (is_text(kind) or kinds.is_integer(kind) or kinds.is_boolean(kind) or kinds.is_floating(kind)):

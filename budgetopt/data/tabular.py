@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.types as kinds
 
 from budgetopt.data import table_files
@@ -53,6 +54,7 @@ class Tabular(Source):
         self._train, self._test = table_files.parts(path)
         self._wanted = label
         self._made_by: TablePreparation | None = None
+        self._numbers_are_classes = False  # of data that a file was made of, which names no classes
         self._said: list[str] = []
         if label is not None and label not in self._schema.names:
             raise unknown_name(f"column of {self._first}", label, self._schema.names)
@@ -61,6 +63,9 @@ class Tabular(Source):
     def notes(self) -> tuple[str, ...]:
         label, how = self._label_and_how
         said = [f"label: column {label!r}{how}; {len(self._features)} features", *self._said]
+        index = [name for name in self._schema.names if table_files.is_index(name) and name not in self._features]
+        if index and label not in index:
+            said.append(f"column {index[0]!r} is left out: it looks like the numbering of rows that pandas writes")
         if numbered(self._features):
             first, last = self._features[0], self._features[-1]
             said.append(
@@ -74,13 +79,14 @@ class Tabular(Source):
     def fitted(self, train_rows: Callable[[np.ndarray], np.ndarray]) -> Tabular:
         """With the levels of text, and centre and scale of numbers, where a column has text or gaps or spreads much
         farther than another; else no file needs names of columns, nor labels that are the numbers of their classes."""
-        if self._train is None or self._made_by is not None:
+        if self._train is None or self._made_by is not None or self._numbers_are_classes:
             return self
         path, table = self._train, self._table(self._train)
         y = self._numbered(table[self._label], path)
         rows = carved(y, path)[0] if self._train == self._test else np.arange(len(y))
         taken = {name: table[name].take(rows) for name in self._features}
-        columns, notes = fitted_columns(taken, train_rows(y[rows]), path)
+        gaps = {name for name in self._features if _has_gaps(table[name])}
+        columns, notes = fitted_columns(taken, train_rows(y[rows]), path, gaps)
         classes = self._class_names(notes)
         made = self._prepared(TablePreparation(columns, classes) if columns or classes else None)
         made._said = [*notes, made._made_by.summary] if made._made_by else notes
@@ -93,7 +99,10 @@ class Tabular(Source):
     def prepared_by(self, preparation: Preparation | None) -> Tabular:
         if preparation is not None and not isinstance(preparation, TablePreparation):
             raise InputError(f"{self.name}: the file was made of {preparation.name}, and these are rows of a table")
-        return self._prepared(preparation)
+        made = self._prepared(preparation)
+        # else the distinct labels of data that lack a class would be numbered anew
+        made._numbers_are_classes = preparation is None or not preparation.classes
+        return made
 
     def _prepared(self, preparation: TablePreparation | None) -> Tabular:
         made = copy.copy(self)
@@ -141,7 +150,13 @@ class Tabular(Source):
             return self._wanted, ""
         if DEFAULT_LABEL in names and DEFAULT_LABEL not in taken:
             return DEFAULT_LABEL, ""
-        could = [f.name for f in self._schema if f.name not in taken and (kinds.is_integer(f.type) or is_text(f.type))]
+        could = [
+            field.name
+            for field in self._schema
+            if field.name not in taken
+            and not table_files.is_index(field.name)
+            and (kinds.is_integer(field.type) or is_text(field.type))
+        ]
         if len(could) == 1:
             return could[0], ", the only one that is no feature" if taken else ", the only integer or categorical one"
         which = f"{', '.join(could[:SHOWN])} could be it" if could else "none is integer or categorical"
@@ -156,7 +171,7 @@ class Tabular(Source):
         """In the order of the sample's values."""
         if self._made_by and self._made_by.columns:
             return [column.name for column in self._made_by.columns]
-        found = [name for name in self._schema.names if name != self._label]
+        found = [name for name in self._schema.names if name != self._label and not table_files.is_index(name)]
         if not found:
             raise InputError(f"{self._first}: no column beside the label {self._label!r}")
         return found
@@ -172,9 +187,9 @@ class Tabular(Source):
         part; None where there is neither."""
         if self._made_by and self._made_by.classes:
             return np.array(self._made_by.classes)
-        if self._train is None:
+        if self._train is None or self._numbers_are_classes:
             return None
-        column = _labels(table_files.read(self._train, [self._label])[self._label], self._label, self._train)
+        column = _labels(self._label_column(self._train), self._label, self._train)
         classes = np.unique(column)
         if 2 * len(classes) > len(column):
             raise InputError(
@@ -182,6 +197,14 @@ class Tabular(Source):
                 "every class needs 2; name another column with --label"
             )
         return classes
+
+    def _label_column(self, path: Path) -> pa.ChunkedArray:
+        """As it is, but whole numbers of a CSV with leading zeros as text: 01 is not 1."""
+        column = table_files.read(path, [self._label])[self._label]
+        if path.suffix != ".csv" or not kinds.is_integer(column.type):
+            return column
+        text = table_files.read(path, [self._label], [self._label])[self._label]
+        return text if pa.compute.any(pa.compute.match_substring_regex(text, r"^[+-]?0\d")).as_py() else column
 
     def _class_names(self, notes: list[str]) -> tuple[Any, ...]:
         """What a file must hold of the labels: nothing where they are 0 … C−1."""
@@ -224,13 +247,13 @@ class Tabular(Source):
     def _numbered(self, column: pa.ChunkedArray, path: Path) -> np.ndarray:
         """Labels → numbers of the classes, (n,) int64. Raises `InputError` for a class that the training part lacks."""
         labels, classes = _labels(column, self._label, path), self._classes
-        if classes is None:  # a receiver with a test part only, of a file that names no classes
-            if labels.dtype.kind not in "iu":
+        if classes is None:  # the labels are the numbers of a file that names no classes
+            try:
+                return labels.astype(np.int64)
+            except ValueError:
                 raise InputError(
-                    f"{path}: the label {self._label!r} is text, and the packed file numbers its classes: "
-                    "put the training part beside it"
-                )
-            return labels.astype(np.int64)
+                    f"{path}: the label {self._label!r} is text, and the packed file numbers its classes 0, 1, …"
+                ) from None
         if labels.dtype.kind != classes.dtype.kind and "U" in (labels.dtype.kind, classes.dtype.kind):
             raise InputError(f"{path}: the label {self._label!r} is text in one part and a number in the other")
         order = np.argsort(classes)
@@ -239,6 +262,11 @@ class Tabular(Source):
         if strange.size:
             raise InputError(f"{path}: class {labels[strange[0]]} of row {strange[0]} is not in the training part")
         return numbers.astype(np.int64)
+
+
+def _has_gaps(column: pa.ChunkedArray) -> bool:
+    not_a_number = kinds.is_floating(column.type) and pa.compute.any(pa.compute.is_nan(column)).as_py()
+    return bool(column.null_count or not_a_number)
 
 
 def _labels(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:

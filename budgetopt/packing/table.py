@@ -40,6 +40,8 @@ class Plain:
         """values: (n,) numbers, or text of numbers → (n, 1) float32."""
         found = numbers(values, self.name)
         missing = np.isnan(found)
+        if missing.size and missing.all():
+            raise InputError(f"column {self.name!r} holds no value at all: leave it out")
         if missing.any():
             raise InputError(
                 f"column {self.name!r} lacks {missing.sum()} values, the first in row {missing.argmax()}, and no value "
@@ -172,7 +174,9 @@ class TablePreparation(Preparation):
         for row, value in enumerate(listed):
             try:
                 numbers[row] = at[value] if self.classes else value
-            except (KeyError, TypeError, ValueError):
+                if not self.classes and numbers[row] != value:
+                    raise ValueError(f"{value} is cut off")
+            except (KeyError, TypeError, ValueError, OverflowError):
                 known = _listed(self.classes) if self.classes else "whole numbers"
                 raise InputError(f"label {value!r} of row {row} is not one of {known}") from None
         return numbers
