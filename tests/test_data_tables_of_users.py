@@ -113,7 +113,7 @@ def test_text_with_line_breaks(tmp_path):
 
 def test_decimal_commas_are_told_as_what_they_are(tmp_path):
     path = csv(tmp_path / "a.csv", "x;y;label", ["1,5;2;0", "2,5;3;1"])
-    refused(lambda: open_source(path), "separated by semicolons", "'x;y;label'", "with a point")
+    refused(open_source(path).train_arrays, "separated by semicolons", "'x;y;label'", "with a point")
 
 
 def test_labels_with_leading_zeros_are_names(tmp_path):
