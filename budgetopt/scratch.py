@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import socket
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from budgetopt.errors import InputError
 
-PREFIX = "bo-"  # followed by the process id
+PREFIX = "bo-"  # followed by the process id, and by whose ids these are
 SHORT = Path("/tmp")
-MOST = 19  # characters of the temporary folder that leave room for the names of Ray's sockets (103 on macOS)
+MOST = 14  # characters of the temporary folder that leave room for the names of Ray's sockets (103 on macOS)
 
 
 def folder(sockets: bool = False) -> Path:
@@ -26,13 +29,23 @@ def folder(sockets: bool = False) -> Path:
                 f"most {MOST} characters"
             )
         where = SHORT
-    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=where))
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-{_whose()}-", dir=where))
+
+
+@cache
+def _whose() -> str:
+    """Where process ids are those of this process: containers and machines may share a temporary folder."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        space = ""
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:4]
 
 
 def remove_orphans() -> None:
     """Remove the folders of processes that are gone."""
     for where in {Path(tempfile.gettempdir()), SHORT}:
-        for found in where.glob(f"{PREFIX}*-*"):
+        for found in where.glob(f"{PREFIX}*-{_whose()}-*"):
             owner = found.name.removeprefix(PREFIX).split("-")[0]
             try:
                 if owner.isdigit() and found.stat().st_uid == os.getuid():

@@ -31,13 +31,17 @@ def gone():
 
 def test_folders_of_processes_that_are_gone_are_removed_wherever_they_are(own):
     for where in ("short", "temporary"):
-        (own / where / f"bo-{gone()}-a" / "b").mkdir(parents=True)
-        (own / where / f"bo-{os.getpid()}-a").mkdir()
-        (own / where / "bo-x-a").mkdir()
+        (own / where / f"bo-{gone()}-{scratch._whose()}-a" / "b").mkdir(parents=True)
+        (own / where / f"bo-{gone()}-another-a").mkdir()  # of another container or machine: the id says nothing here
+        (own / where / f"bo-{os.getpid()}-{scratch._whose()}-a").mkdir()
+        (own / where / f"bo-x-{scratch._whose()}-a").mkdir()
     made = scratch.folder()
     assert made.parent == own / "temporary"
-    assert {p.name for p in (own / "short").iterdir()} == {f"bo-{os.getpid()}-a", "bo-x-a"}
-    assert {p.name for p in (own / "temporary").iterdir()} == {f"bo-{os.getpid()}-a", "bo-x-a", made.name}
+    kept = [f"bo-{os.getpid()}-{scratch._whose()}-a", f"bo-x-{scratch._whose()}-a"]
+    for where, more in (("short", []), ("temporary", [made.name])):
+        found = [p.name for p in (own / where).iterdir()]
+        assert sorted(name for name in found if "another" not in name) == sorted([*kept, *more])
+        assert len([name for name in found if "another" in name]) == 1
 
 
 def test_sockets_lie_where_names_are_short(own, monkeypatch):
@@ -54,5 +58,5 @@ def test_where_no_name_is_short_one_line_says_so(own, monkeypatch):
 
 def test_names_of_the_sockets_fit():
     """As Ray 2 makes them: the longest allowed is 103 bytes on macOS, 107 on Linux."""
-    folder = Path("/" + "x" * (scratch.MOST - 1)) / "bo-4194304-abcdefgh"
+    folder = Path("/" + "x" * (scratch.MOST - 1)) / "bo-4194304-0a1b-abcdefgh"
     assert len(str(folder / "session_2026-11-23_13-17-20_339325_4194304" / "sockets" / "plasma_store")) <= 103

@@ -39,7 +39,10 @@ def open_source(
     """
     size = None if resize is None else Size.parse(resize)
     asked = None if spectrogram is None else Spectrograms.parse(spectrogram)
-    source = _source(name, None if root is None else Path(root), label)
+    try:
+        source = _source(name, None if root is None else Path(root), label)
+    except PermissionError as error:
+        raise InputError(f"cannot read {error.filename!r}: {error.strerror}") from None
     if label is not None and not isinstance(source, Tabular | PictureParquet):
         raise InputError(f"--label {label!r} names a column of a table (.parquet, .csv); {name} has none")
     if asked is not None:

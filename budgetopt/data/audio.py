@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from budgetopt.data.carving import carved, carving_note
-from budgetopt.data.dataset import Arrays, Source
+from budgetopt.data.dataset import Arrays, Source, Split
 from budgetopt.errors import InputError, first_line
 from budgetopt.options import Number, assignments, complete
 from budgetopt.packing.log_mel import MOST_LENGTH, MOST_MELS, MOST_WINDOW, RATES, LogMel
@@ -124,6 +124,20 @@ class Recordings(Source):
         if not self._test:
             raise InputError(f"{self.path / 'test'}: no recordings: the front is reported on a test part")
         self._numbers(self._test)
+        bad = [take.path for take in self._test if _length(take.path) is None]
+        if len(bad) > UNREADABLE * len(self._test):
+            raise InputError(
+                f"cannot read {len(bad)} of {len(self._test)} recordings of the test part, the first one is "
+                f"{str(bad[0])!r}"
+            )
+
+    def checked_test(self, shape: tuple[int, ...], classes: int) -> Split:
+        if self._train and len(self._classes) != classes:
+            raise InputError(
+                f"{self.name}: {len(self._classes)} classes, the file has {classes}: which is which follows from the "
+                "training part, put it beside"
+            )
+        return super().checked_test(shape, classes)
 
     @cached_property
     def _classes(self) -> list[str]:
@@ -257,18 +271,12 @@ def _is_number(text: str) -> bool:
 
 def _suitable(takes: list[Take], name: str, asked: Spectrograms) -> LogMel:
     """Spectrograms that suit these recordings, by their headers."""
-    import soundfile
-
     rates, seconds = Counter[int](), []
     for take in takes:
-        try:
-            with soundfile.SoundFile(take.path) as recording:
-                rate, length = recording.samplerate, recording.frames
-        except (soundfile.SoundFileError, OSError, RuntimeError):
-            continue  # skipped, or too many, when it is read
-        if RATES[0] <= rate <= RATES[1] and length > 0:
-            rates[rate] += 1
-            seconds.append(length / rate)
+        found = _length(take.path)
+        if found is not None:  # else it is skipped, or there are too many, when it is read
+            rates[found[0]] += 1
+            seconds.append(found[1] / found[0])
     if not rates:
         raise InputError(f"{name}: none of its {len(takes)} recordings for training can be read")
     rate = min(MOST_RATE, rates.most_common(1)[0][0])
@@ -287,6 +295,18 @@ def _suitable(takes: list[Take], name: str, asked: Spectrograms) -> LogMel:
             "ms: take fewer mels or frames"
         )
     return how
+
+
+def _length(path: Path) -> tuple[int, int] | None:
+    """Sampling rate in Hz and number of values, by the header alone; None where it cannot be used."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as recording:
+            rate, length = recording.samplerate, recording.frames
+    except (soundfile.SoundFileError, OSError, RuntimeError):
+        return None
+    return (rate, length) if RATES[0] <= rate <= RATES[1] and length > 0 else None
 
 
 def _read(path: Path, how: LogMel) -> tuple[np.ndarray, int]:

@@ -34,8 +34,10 @@ def carved_pair(x: np.ndarray, y: np.ndarray, test: bool, where: str | Path) -> 
     """Samples and labels of one part of the whole x and y."""
     if y.shape != x.shape[:1] or not len(y):
         raise InputError(f"{where}: {len(x):,} samples but labels of shape {y.shape}")
+    from budgetopt.data.dataset import taken
+
     rows = carved(y, where)[test]
-    return x[rows], y[rows]
+    return taken(x, rows), y[rows]
 
 
 def carving_note(where: str | Path) -> str:

@@ -179,7 +179,7 @@ class Dataset:
         source = source.fitted(lambda y: _carved(y, seed, source.name)[0])
         x, y = _validated(*source.train_arrays(), f"{source.name}, training part")
         train_index, val_index = _carved(y, seed, source.name)
-        train = Split(_taken(x, train_index), y[train_index])
+        train = Split(taken(x, train_index), y[train_index])
         mean, std = _statistics(train.x, source.name)
         digest = hashlib.sha256()
         for part in _chunks(x):
@@ -196,7 +196,7 @@ class Dataset:
             invariances=source.invariances,
             preparation=source.preparation,
         )
-        return cls(source, train, Split(_taken(x, val_index), y[val_index]), spec)
+        return cls(source, train, Split(taken(x, val_index), y[val_index]), spec)
 
 
 def validation_size(samples: int, classes: int) -> int:
@@ -222,7 +222,7 @@ def _chunks(x: np.ndarray) -> Iterator[np.ndarray]:
     return (x[start : start + rows] for start in range(0, len(x), rows))
 
 
-def _taken(x: np.ndarray, index: np.ndarray) -> np.ndarray:
+def taken(x: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Those rows, in memory; where they are large in a file of the temporary folder (TMPDIR), which is mapped and goes
     with the array."""
     size = len(index) * x[:1].nbytes
@@ -243,7 +243,8 @@ def to_channels_first(x: np.ndarray) -> np.ndarray:
     unchanged."""
     wanted = channels_first_shape(x.shape)
     if x.ndim in (4, 5) and wanted != x.shape:
-        return np.ascontiguousarray(np.moveaxis(x, -1, 1))
+        moved = np.moveaxis(x, -1, 1)
+        return np.ascontiguousarray(moved) if x.nbytes < mapped.LARGE else taken(moved, np.arange(len(x)))
     return x.reshape(wanted)
 
 
@@ -271,6 +272,16 @@ def _carved(y: np.ndarray, seed: int, where: str) -> tuple[np.ndarray, np.ndarra
     return np.sort(train), np.sort(val)
 
 
+def check_test_labels(y: np.ndarray, samples: int, train_y: np.ndarray, where: str | Path) -> None:
+    """Raise `InputError` for labels of a test part that could not be scored: of another number than its samples, or of
+    a class that the training part, with labels `train_y`, lacks."""
+    classes = int(validated_labels(train_y, len(train_y), f"{where}, training part").max()) + 1
+    y = validated_labels(y, samples, f"{where}, test part")
+    strange = np.flatnonzero(y >= classes)
+    if strange.size:
+        raise InputError(f"{where}: test label {y[strange[0]]} of sample {strange[0]} is not in the training part")
+
+
 def _validated(x: np.ndarray, y: np.ndarray, where: str) -> Arrays:
     if x.ndim not in (2, 4, 5) or x.size == 0:
         raise InputError(f"{where}: samples must be (n, c, h, w), (n, c, d, h, w) or (n, f) with n > 0, got {x.shape}")
@@ -281,8 +292,15 @@ def _validated(x: np.ndarray, y: np.ndarray, where: str) -> Arrays:
         bad = np.flatnonzero(np.concatenate([~np.isfinite(part).reshape(len(part), -1).all(1) for part in _chunks(x)]))
         if bad.size:
             raise InputError(f"{where}: {bad.size} samples hold NaN or infinite features, the first is sample {bad[0]}")
-    if y.shape != (len(x),):
-        raise InputError(f"{where}: {len(x)} samples but labels of shape {y.shape}")
+    return x, validated_labels(y, len(x), where)
+
+
+def validated_labels(y: np.ndarray, samples: int, where: str) -> np.ndarray:
+    """(n,) int64 classes. Raises `InputError` for what cannot be the labels of so many samples."""
+    if y.shape != (samples,):
+        raise InputError(f"{where}: {samples} samples but labels of shape {y.shape}")
+    if not samples:
+        raise InputError(f"{where}: no samples")
     whole: Any = y
     if not np.issubdtype(y.dtype, np.integer):
         if not (np.issubdtype(y.dtype, np.floating) and np.isfinite(y).all() and (y == np.round(y)).all()):
@@ -290,7 +308,7 @@ def _validated(x: np.ndarray, y: np.ndarray, where: str) -> Arrays:
         whole = y.astype(np.int64)
     if whole.min() < 0 or whole.max() >= 1 << 16:
         raise InputError(f"{where}: labels are out of range, got {whole.min()}..{whole.max()}, expected 0..C-1")
-    return x, whole.astype(np.int64)
+    return whole.astype(np.int64)  # type: ignore[no-any-return]
 
 
 def _statistics(x: np.ndarray, where: str) -> Arrays:

@@ -30,6 +30,7 @@ from budgetopt.data import pictures
 from budgetopt.errors import InputError
 from budgetopt.packing.resized import Resized, channels_first, converted_to
 
+READER = 2  # goes up where pictures are read in another way: entries of before are made again
 DIGEST = 16  # bytes
 MOST_WORKERS = 8  # each takes some 80 MB
 WORTH_WORKERS = 2000  # pictures, from which starting processes pays
@@ -80,7 +81,7 @@ def decode(shards: Sequence[Shard], how: Resized, exact: bool, digests: Sequence
     import PIL
 
     count = sum(map(len, shards))
-    facts = f"{PIL.__version__} {how} {exact} {count}"
+    facts = f"{READER} {PIL.__version__} {how} {exact} {count}"
     key = hashlib.sha256(facts.encode() + b"".join(digests)).hexdigest()[:32]
     entry = cache_folder.part("pictures") / f"{key}.npy"
     held = _read(entry, (count, how.channels, how.height, how.width))
@@ -119,6 +120,18 @@ def first_picture(shards: Sequence[Shard], where: str) -> tuple[int, int, int]:
             if seen > 1000:
                 break
     raise InputError(f"{where}: no picture can be read, the first is {problem}")
+
+
+def check_headers(shards: Sequence[Shard], how: Resized) -> None:
+    """Raise `InputError` for a picture of another size or colour than `how`; unreadable ones are named later."""
+    for shard in shards:
+        for at, data in enumerate(shard.read()):
+            try:
+                _check(pictures.opened(data), how, shard, at)
+            except Mixed as error:
+                raise InputError(str(error)) from None
+            except Exception:
+                continue
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ from typing import Self
 import numpy as np
 
 from budgetopt.data import decoding
-from budgetopt.data.dataset import PICTURES, Arrays, Source, Split, picture_space
+from budgetopt.data.dataset import PICTURES, Arrays, Source, Split, check_test_labels, picture_space
 from budgetopt.data.resizing import Size
 from budgetopt.errors import InputError
 from budgetopt.packing.resized import Resized
 
-LOOKED_AT = 100  # headers of the test part, before a search
+LOOKED_AT = 1000  # headers of the test part, before a search
 
 
 class Shard(decoding.Shard):
@@ -133,19 +133,22 @@ class EncodedPictures(Source):
         return list(decoding.survey(self._test.shards, headers=False).digests if test else self._seen.digests)
 
     def check_test_part(self, shape: tuple[int, ...]) -> None:
-        """Labels and the first headers only."""
+        """Labels, and headers of pictures all over the part."""
         part = self._test
+        check_test_labels(part.y, len(part.y), self._train.y, part.where)
         if self._size is None:
-            few = part.taken(np.arange(min(LOOKED_AT, len(part.y))))
+            few = part.taken(np.unique(np.linspace(0, len(part.y) - 1, LOOKED_AT).astype(np.int64)))
             found = decoding.first_picture(few.shards, part.where)
             if found != shape:
                 raise InputError(f"{part.where}: test pictures have shape {found}, training pictures {shape}")
+            decoding.check_headers(few.shards, Resized(*shape, Size(1, 1).filter))
 
     def checked_test(self, shape: tuple[int, ...], classes: int) -> Split:
-        if not self._has_train and len(self.class_names) != classes:
+        there = int(self._train.y.max()) + 1 if self._has_train else len(self.class_names)
+        if there != classes:
             raise InputError(
-                f"{self.name}: {len(self.class_names)} classes, the file has {classes}: which is which follows from "
-                "the training part, put it beside"
+                f"{self.name}: {there} classes, the file has {classes}: which is which follows from the training part, "
+                "put it beside"
             )
         return super().checked_test(shape, classes)
 

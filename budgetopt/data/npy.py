@@ -11,6 +11,7 @@ from budgetopt.data.dataset import (
     Arrays,
     Source,
     channels_first_shape,
+    check_test_labels,
     suited,
     to_channels_first,
 )
@@ -55,9 +56,10 @@ class NpyFiles(Source):
         missing = [name for name in ("x_test", "y_test") if not self._file(name).is_file()]
         if missing:
             raise InputError(f"{self._folder}: no {' and '.join(f'{name}.npy' for name in missing)}")
-        found = channels_first_shape(self._mapped("x_test").shape)[1:]
-        if found != shape:
-            raise InputError(f"{self._folder}: test samples have shape {found}, training samples {shape}")
+        samples, *found = channels_first_shape(self._mapped("x_test").shape)
+        if tuple(found) != shape:
+            raise InputError(f"{self._folder}: test samples have shape {tuple(found)}, training samples {shape}")
+        check_test_labels(self._labels("test"), samples, self._labels("train"), self._folder)
 
     def _part(self, part: str) -> Arrays:
         if self._whole:

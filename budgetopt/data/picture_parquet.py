@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from budgetopt.errors import InputError, first_line, unknown_name
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 PICTURE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
+NUMBERED = re.compile(r"-(\d+)-of-(\d+)$")
 ROWS = 2500  # of a shard
 BATCH = 256  # rows that are in memory at once
 SHOWN = 8
@@ -178,7 +180,16 @@ def picture_files(path: Path) -> tuple[list[Path], list[Path]]:
 def _files(path: Path, part: str) -> list[Path]:
     places = (path, path / "data")
     found = [file for place in places for file in place.glob(f"{part}*.parquet") if _is_part(file.stem, part)]
-    return sorted(found or (path / part).glob("*.parquet"))
+    found = sorted(found or (path / part).glob("*.parquet"))
+    numbered = [match for file in found if (match := NUMBERED.search(file.stem))]
+    there, wanted = {int(match[1]) for match in numbered}, max((int(match[2]) for match in numbered), default=0)
+    missing = sorted(set(range(wanted)) - there)
+    if missing and len(numbered) == len(found):
+        raise InputError(
+            f"{path}: {len(found)} of {wanted} files of the part {part} are there; the first that is missing is number "
+            f"{missing[0]:05}"
+        )
+    return found
 
 
 def _is_part(stem: str, part: str) -> bool:

@@ -23,7 +23,8 @@ def opened(data: bytes) -> Any:
     if not data:
         raise InputError("no bytes")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Pillow warns of pictures that are too large
+        warnings.simplefilter("ignore")  # of odd metadata, such as damaged EXIF
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.mode not in GREY | COLOUR:
         raise InputError(f"pixels of type {image.mode}, expected 8 bits a channel")

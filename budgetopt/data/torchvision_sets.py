@@ -13,7 +13,7 @@ from budgetopt import cache_folder
 from budgetopt.data import pictures
 from budgetopt.data.dataset import GLYPHS, PICTURES, Arrays, Source, picture_space, to_channels_first
 from budgetopt.data.resizing import ResizedArrays, Size
-from budgetopt.errors import InputError
+from budgetopt.errors import InputError, first_line
 from budgetopt.packing.resized import Resized
 
 _GLYPHS = {"MNIST", "KMNIST", "SVHN", "USPS"}  # mirrored digits and letters are other ones
@@ -80,8 +80,9 @@ class TorchvisionSet(Source):
             return constructor(root=str(root), download=False, **part)
         except (RuntimeError, OSError):
             pass  # not there yet
-        except ValueError as error:
-            raise InputError(f"{self.name}: {error}") from None
+        except Exception as error:  # files that are not what their names say make torchvision raise anything
+            reason = first_line(error) or type(error).__name__
+            raise InputError(f"{self.name} in {str(root)!r} cannot be read: {reason}") from None
         try:
             root.mkdir(parents=True, exist_ok=True)
             return constructor(root=str(root), download=True, **part)

@@ -211,6 +211,8 @@ class TablePreparation(Preparation):
         for name in self.classes:
             if isinstance(name, str):
                 _write_text(body, name)
+            elif abs(name) > MOST_CLASS:
+                raise BadHeader(f"a class that is a number must be within ±{MOST_CLASS:,}, got {name:,}")
             else:
                 body.signed(name)
         if len(body.data) > MOST_BYTES:
