@@ -20,7 +20,7 @@ from torch.nn import functional
 from budgetopt import data, evaluation, networks, space
 from budgetopt import protocol as protocols
 from budgetopt.allocation import Allocation
-from budgetopt.data.dataset import Dataset, validation_size
+from budgetopt.data.dataset import Dataset, validated_labels, validation_size
 from budgetopt.errors import InputError
 from budgetopt.methods.selection import Selector
 from budgetopt.objective import zero_step_coreset
@@ -124,22 +124,24 @@ def inspect(
     spectrogram: str | None = None,
 ) -> Understood:
     """Raises `InputError` for data that a search would refuse."""
-    source = data.open_source(dataset, data_root, label, resize, spectrogram)
+    opened = data.open_source(dataset, data_root, label, resize, spectrogram)
+    sample = opened.sampled(LOOKED_AT)
+    few = Dataset.prepare(sample, 0)
+    source = few.source if sample is opened else opened  # with what the samples of a table need of the data
     y = source.train_labels()
-    few = Dataset.prepare(source.sampled(LOOKED_AT), 0)
+    y = validated_labels(y, len(y), f"{source.name}, training part")
     spec, looked_at = few.spec, len(few.train) + len(few.val)
     counts = np.bincount(y, minlength=spec.classes)
     warnings, test_y = [], None
     try:
         source.check_test_part(spec.shape)
         test_y = source.test_labels()
+        test_y = validated_labels(test_y, len(test_y), f"{source.name}, test part")
     except InputError as error:
+        test_y = None
         warnings.append(f"no test part that could be used: {error}")
     test_counts = np.bincount(test_y, minlength=spec.classes) if test_y is not None else np.zeros(0, int)
     if test_y is not None:
-        strange = np.flatnonzero(test_counts[spec.classes :])
-        if strange.size:
-            warnings.append(f"class {spec.classes + strange[0]} is only in the test part: it cannot be scored")
         twice = _duplicates(source)
         if twice:
             warnings.append(f"{twice:,} of {len(test_y):,} test samples are training samples too, byte by byte")
@@ -158,7 +160,7 @@ def inspect(
         low=float(train.min()),
         high=float(train.max()),
         looked_at=looked_at,
-        class_names=source.class_names,
+        class_names=source.class_names[: len(counts)],  # metadata may name more than there are
         class_counts=tuple(counts.tolist()),
         test_counts=tuple(test_counts.tolist()),
         protocol=source.protocol,

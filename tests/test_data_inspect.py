@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
-from test_data_images import CLASSES, COUNTS, SOURCES, write_folder
+from test_data_images import CLASSES, COUNTS, SOURCES, rows_of, table_of, write_folder
 
 from budgetopt import api, cli, data_inspection
 from budgetopt.data import Dataset, open_source
@@ -102,11 +103,62 @@ def test_class_only_in_the_test_part(tmp_path):
     x = np.arange(36, dtype=np.float32).reshape(9, 4)
     np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(9) % 3, x_test=x[:2] + 0.5, y_test=[0, 3])
     (warning,) = data_inspection.inspect(str(tmp_path / "a.npz")).warnings
-    assert warning == "class 3 is only in the test part: it cannot be scored"
+    assert "test label 3 of sample 1 is not in the training part" in warning
     root = Path(write_folder(tmp_path / "d"))
     (root / "test" / "zèbre").mkdir()
     (warning,) = data_inspection.inspect(str(root)).warnings
     assert "class 'zèbre'" in warning
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"y_train": np.arange(9.0) % 3}, None),
+        ({"y_test": np.array([0, -1])}, "labels are out of range, got -1..0"),
+        ({"y_test": np.array([[0], [1]])}, r"2 samples but labels of shape (2, 1)"),
+        ({"y_test": np.array(["0", "1"])}, "labels must be whole numbers"),
+        ({"y_test": np.arange(3)}, "2 samples but labels of shape (3,)"),
+    ],
+)
+def test_odd_labels(tmp_path, arrays, said):
+    """Those that a search takes are taken, others of the test part are told."""
+    x = np.arange(36, dtype=np.float32).reshape(9, 4)
+    whole = {"x_train": x, "y_train": np.arange(9) % 3, "x_test": x[:2] + 0.5, "y_test": np.arange(2)}
+    np.savez(tmp_path / "a.npz", **(whole | arrays))
+    found = data_inspection.inspect(str(tmp_path / "a.npz"))
+    assert found.class_counts == (3, 3, 3)
+    if said is None:
+        assert found.warnings == ()
+        assert found.test == 2
+    else:
+        (warning,) = found.warnings
+        assert said in warning
+        assert found.test is None
+        with pytest.raises(InputError, match=re.escape(said)):  # before a search, not at its end
+            open_source(str(tmp_path / "a.npz")).check_test_part((4,))
+
+
+def test_a_table_of_text_with_gaps(tmp_path):
+    kinds, numbers = ["a", "b", "c"], ["1.5", "", "7"]
+    rows = [f"{kinds[i % 3]},{numbers[i % 3]},{i % 2}" for i in range(60)]
+    (tmp_path / "a.csv").write_text("kind,x,label\n" + "\n".join(rows) + "\n")
+    found = data_inspection.inspect(str(tmp_path / "a.csv"))
+    assert found.shape == (5,)
+    assert any("column 'kind', 3 levels" in note for note in found.notes)
+    assert found.warnings == () or "are training samples too" in found.warnings[0]
+
+
+def test_metadata_may_name_more_classes_than_there_are(tmp_path):
+    for part in ("train", "test"):
+        table = table_of(rows_of(part), names=(*CLASSES, "cheval", "oie"))
+        pyarrow.parquet.write_table(table, tmp_path / f"{part}.parquet")
+    found = data_inspection.inspect(str(tmp_path))
+    assert found.class_names == CLASSES
+    assert dict(found.facts())["classes"] == "3: chat 12, chien 9, été 6"
+    more = [*rows_of("test"), (rows_of("test")[0][0], 4)]
+    pyarrow.parquet.write_table(table_of(more, names=(*CLASSES, "cheval", "oie")), tmp_path / "test.parquet")
+    (warning,) = data_inspection.inspect(str(tmp_path)).warnings
+    assert "test label 4 of sample 9 is not in the training part" in warning
 
 
 def test_large_pictures_are_looked_at_through_a_sample(tmp_path, monkeypatch):
