@@ -382,6 +382,27 @@ def test_bare_array_with_the_name_of_an_npz(tmp_path):
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("content", [b"", b"not what its name says", bytes(40)])
+def test_repeated_samples_are_counted(tmp_path):
+    x = np.arange(240, dtype=np.float32).reshape(60, 4)
+    arrays = {"x_train": x, "x_test": np.concatenate([x[[3, 59, 3]], x[:9] + 0.5])}
+    data = Dataset.prepare(open_source(write(tmp_path / "a.npz", **arrays)), 0)
+    assert data.repeated(data.load_test()) == 3
+
+
+def test_files_of_torchvision_that_are_something_else(tmp_path, content):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for what in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{what}-ubyte").write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        open_source("FashionMNIST", tmp_path).train_arrays()
+    message = one_line(raised)
+    assert "FashionMNIST" in message
+    assert str(tmp_path) in message
+
+
 def test_fashion_mnist(fashion_mnist_root):
     data = Dataset.prepare(open_source("fashionmnist", fashion_mnist_root), 0)
     assert data.source.name == "FashionMNIST"

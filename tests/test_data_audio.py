@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from refusals import refused
 
 import budgetopt
 from budgetopt import api, cli, single, space
@@ -225,6 +226,20 @@ def test_a_receiver_repeats_what_the_file_says(tmp_path):
         loaded.prepare(waveform)
     found = budgetopt.evaluate(path, str(tmp_path / "receiver"), seeds=1)
     assert found.samples == 9
+
+
+def test_a_receiver_with_fewer_classes_is_refused(tmp_path):
+    source = open_source(str(tones(tmp_path / "two", classes=(300, 900))))
+    refused(lambda: source.checked_test(source.preparation.shape, 3), "2 classes, the file has 3", "put it beside")
+
+
+def test_unreadable_test_recordings_are_found_before_the_search(tmp_path):
+    root = tones(tmp_path / "d" / "train").parent
+    tones(root / "test", 3)
+    broken = root / "test" / "300 Hz" / "take 1.wav"
+    broken.write_bytes(b"RIFF")
+    source = open_source(str(root))
+    refused(lambda: source.check_test_part(source.preparation.shape), "cannot read 1 of 9", str(broken))
 
 
 def small_file(dataset):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -355,6 +356,53 @@ def test_a_receiver_without_a_training_part_needs_all_classes(tmp_path):
     assert len(source.checked_test((3, 9, 9), 3)) == sum(COUNTS["test"])
     refused(lambda: source.checked_test((3, 9, 9), 4), "3 classes, the file has 4")
     refused(source.train_arrays, "no folder train")
+
+
+def test_a_receiver_with_fewer_classes_is_refused(tmp_path):
+    """Its classes would be numbered anew."""
+    root = Path(write_folder(tmp_path / "d", parts=("train",), names={"train": "."}))
+    shutil.rmtree(root / CLASSES[0])
+    refused(lambda: open_source(str(root)).checked_test((3, 9, 9), 3), "2 classes, the file has 3", "put it beside")
+    for part in ("train", "test"):  # numbers of Parquet whose metadata name all classes stay what they are
+        rows = [(data, label) for data, label in rows_of(part) if label < 2]
+        pa.parquet.write_table(table_of(rows), tmp_path / f"{part}.parquet")
+    assert set(open_source(str(tmp_path)).checked_test((3, 9, 9), 3).y.tolist()) == {0, 1}
+
+
+def test_pictures_of_another_size_late_in_the_test_part(tmp_path):
+    root = Path(write_folder(tmp_path / "d"))
+    last = sorted((root / "test" / CLASSES[-1]).iterdir())[-1]
+    last.write_bytes(png(np.zeros((8, 9, 3), np.uint8)))
+    refused(lambda: open_source(str(root)).check_test_part((3, 9, 9)), "one size", last.name, "--resize 9")
+
+
+def test_odd_metadata_are_no_damage(tmp_path):
+    """A JPEG whose EXIF block is cut off: Pillow warns, and opens it."""
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(stream, "jpeg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
+    with pytest.warns(UserWarning, match="EXIF"):
+        Image.open(io.BytesIO(stream.getvalue())).getexif()
+    root = Path(write_folder(tmp_path / "d"))
+    for file in (root / "train" / "chat").iterdir():
+        file.unlink()
+    for at in range(12):
+        (root / "train" / "chat" / f"{at}.jpg").write_bytes(stream.getvalue())
+    source = open_source(str(root))
+    assert len(source.train_arrays()[1]) == sum(COUNTS["train"])
+    assert not any("cannot be read" in note for note in source.notes)
+
+
+def test_half_a_download_is_told(tmp_path):
+    root = Path(write_parquet(tmp_path / "d", shards=3))
+    (root / "train-00001-of-00003.parquet").unlink()
+    refused(lambda: open_source(str(root)), "2 of 3 files of the part train", "00001")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(tmp_path):
+    root = Path(write_folder(tmp_path / "d"))
+    (root / "lost+found").mkdir(mode=0)
+    refused(lambda: open_source(str(root)), "lost+found", "Permission denied")
 
 
 def test_empty_folders(tmp_path):

@@ -17,7 +17,7 @@ from budgetopt.scores import Evaluation, Score
 from budgetopt.search import engine
 from budgetopt.search.config import resolve
 from budgetopt.search.engine import gpu_share
-from budgetopt.search.finish import Final, _figure, lossless_bytes
+from budgetopt.search.finish import Final, _figure, _test, lossless_bytes
 from budgetopt.search.folder import RunFolder
 from budgetopt.search.progress import Progress
 from budgetopt.trial import TrialContext, initial_representation
@@ -45,7 +45,8 @@ class Trainer:
 
     @staticmethod
     def score(subject, seed):
-        return Score((seed + len(subject)) / 100, seed / 100, (seed / 100, None, 1.0))
+        length = len(subject) if isinstance(subject, bytes) else len(subject.y)
+        return Score((seed + length) % 100 / 100, seed % 100 / 100, (seed % 100 / 100, None, 1.0))
 
 
 class Listener:
@@ -154,3 +155,15 @@ def test_every_worker_finds_a_place_on_a_gpu(workers, gpus, share):
     found = gpu_share(workers, gpus)
     assert found == share
     assert gpus == 0 or sum(int(1 / found) for _ in range(gpus)) >= workers
+
+
+@pytest.mark.parametrize("repeated", [0, 3])
+def test_samples_of_both_parts_are_told(final, monkeypatch, repeated):
+    Trainer(monkeypatch)
+    monkeypatch.setattr(Dataset, "repeated", lambda self, test: repeated)
+    (final.folder.path / "a.bopt").write_bytes(b"aa")
+    _test(final, {"members": [{"file": "a.bopt", "bytes": 2}], "references": {}})
+    assert json.loads(final.folder.front_json.read_text())["test_samples_in_training"] == repeated
+    told = [line for line in final.observer.lines if line.startswith("warning: ")]
+    assert len(told) == (repeated > 0)
+    assert all("3 of 540 test samples are in the training part too" in line for line in told)

@@ -65,8 +65,7 @@ class Source(ABC):
 
     def fingerprints(self, test: bool) -> list[bytes]:
         """A hash of every sample of a part as it is stored: equal samples have equal ones."""
-        x = (self.test_arrays if test else self.train_arrays)()[0]
-        return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x]
+        return list(_fingerprints((self.test_arrays if test else self.train_arrays)()[0]))
 
     def sampled(self, count: int) -> Source:
         """A source with about `count` of the training samples, two or more of every class, for a quick look at data
@@ -172,6 +171,11 @@ class Dataset:
     def load_test(self) -> Split:
         return self.source.checked_test(self.spec.shape, self.spec.classes)
 
+    def repeated(self, test: Split) -> int:
+        """Samples of the test part that are in the train or validation part, too, byte by byte."""
+        known = {fingerprint for part in (self.train, self.val) for fingerprint in _fingerprints(part.x)}
+        return sum(fingerprint in known for fingerprint in _fingerprints(test.x.astype(self.train.x.dtype, copy=False)))
+
     @classmethod
     def prepare(cls, source: Source, seed: int) -> Dataset:
         """Read the training arrays, validate them, and carve the validation part: stratified, one sixth, at most
@@ -214,6 +218,10 @@ def suited(shape: tuple[int, ...]) -> tuple[str, str, Mapping[str, float]]:
     axes = len(shape)
     space = picture_space(*shape[1:]) if axes == 3 else SPACES.get(axes, SPACES[3])
     return PROTOCOLS.get(axes, PROTOCOLS[3]), space, {} if axes in (1, 4) else PICTURES
+
+
+def _fingerprints(x: np.ndarray) -> Iterator[bytes]:
+    return (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x)
 
 
 def _chunks(x: np.ndarray) -> Iterator[np.ndarray]:

@@ -144,11 +144,12 @@ class EncodedPictures(Source):
             decoding.check_headers(few.shards, Resized(*shape, Size(1, 1).filter))
 
     def checked_test(self, shape: tuple[int, ...], classes: int) -> Split:
-        there = int(self._train.y.max()) + 1 if self._has_train else len(self.class_names)
-        if there != classes:
+        # two numbers, where metadata name classes that no training sample has
+        there = {len(self.class_names), int(self._train.y.max()) + 1 if self._has_train else len(self.class_names)}
+        if classes not in there:
             raise InputError(
-                f"{self.name}: {there} classes, the file has {classes}: which is which follows from the training part, "
-                "put it beside"
+                f"{self.name}: {len(self.class_names)} classes, the file has {classes}: which is which follows from "
+                "the training part, put it beside"
             )
         return super().checked_test(shape, classes)
 

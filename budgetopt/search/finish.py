@@ -178,6 +178,12 @@ def _test(final: Final, table: dict[str, Any]) -> None:
     test = final.dataset.load_test()
     for note in final.dataset.source.notes[len(known) :]:  # samples that cannot be read
         final.observer.message(note)
+    repeated = final.dataset.repeated(test)
+    if repeated:
+        final.observer.message(
+            f"warning: {repeated:,} of {len(test):,} test samples are in the training part too, byte by byte: figures "
+            "on the test split flatter"
+        )
     train = final.dataset.train
     seeds = config.protocol.seeds
     subjects: dict[str, tuple[Any, list[int]]] = {}
@@ -204,6 +210,7 @@ def _test(final: Final, table: dict[str, Any]) -> None:
         **table["references"],
     }
     table["test_evaluations"] = len(figures) + 1
+    table["test_samples_in_training"] = repeated
     table["state"] = "final"
     _write(final, table)
 
