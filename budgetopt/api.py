@@ -341,5 +341,9 @@ def _text(named: str | Path | None) -> str | None:
 
 
 def default_out(dataset: str, budget: int) -> Path:
-    """`runs/DATASET-BYTES-TIME` in the current folder."""
-    return Path("runs") / f"{Path(dataset).stem}-{budget}B-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`runs/DATASET-BYTES-TIME` in the current folder, numbered where another search began in the same second."""
+    name = f"{Path(dataset).stem}-{budget}B-{time.strftime('%Y%m%d-%H%M%S')}"
+    found, number = Path("runs") / name, 2
+    while found.exists():
+        found, number = Path("runs") / f"{name}-{number}", number + 1
+    return found

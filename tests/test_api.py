@@ -1,13 +1,16 @@
 """The public names, in a fresh process: what is imported when, and what they are afterwards."""
 
+import fcntl
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import budgetopt
+from budgetopt import api
 
 
 def python(code):
@@ -54,6 +57,26 @@ def test_a_path_is_one_also_where_a_name_is_spelled_like_it(tmp_path, monkeypatc
     with pytest.raises(budgetopt.InputError, match=said):
         budgetopt.search("2kb", **named)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_second_start_changes_nothing_of_the_first(tmp_path):
+    """Of two searches that begin at once into one folder, the second is refused before it writes."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(budgetopt.InputError, match="another process is driving"):
+            budgetopt.search("2kb", out=folder, trials=1)
+    assert [entry.name for entry in folder.iterdir()] == ["lock"]
+
+
+def test_folders_of_the_same_second_have_different_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    for wanted in ("digits-9B-now", "digits-9B-now-2", "digits-9B-now-3"):
+        found = api.default_out("digits", 9)
+        assert found == Path("runs") / wanted
+        found.mkdir(parents=True)
 
 
 def test_files_may_be_named_by_paths(tmp_path, monkeypatch):

@@ -157,6 +157,29 @@ def test_every_worker_finds_a_place_on_a_gpu(workers, gpus, share):
     assert gpus == 0 or sum(int(1 / found) for _ in range(gpus)) >= workers
 
 
+def test_a_front_is_finished_without_its_reference(final, digits, monkeypatch):
+    """All data may take more memory than a worker has: that costs the line, not the run."""
+    trainer = Trainer(monkeypatch)
+    whole = len(digits.train)
+    monkeypatch.setattr(
+        engine,
+        "evaluate_many",
+        lambda jobs, test, protocol, workers, gpus, done, failed, stop: [
+            failed(i, "killed for memory")
+            if not isinstance(job[0], bytes) and len(job[0].y) == whole
+            else done(i, [trainer.score(job[0], seed) for seed in job[1]])
+            for i, job in enumerate(jobs)
+        ],
+    )
+    (final.folder.path / "a.bopt").write_bytes(b"aa")
+    _test(final, {"members": [{"file": "a.bopt", "bytes": 2}], "references": {"other": {"bytes": 3}}})
+    table = json.loads(final.folder.front_json.read_text())
+    assert table["state"] == "final"
+    assert table["references"] == {"other": {"bytes": 3}}
+    assert table["test_evaluations"] == 1
+    assert any("training on all data failed: killed for memory" in line for line in final.observer.lines)
+
+
 @pytest.mark.parametrize("repeated", [0, 3])
 def test_samples_of_both_parts_are_told(final, monkeypatch, repeated):
     Trainer(monkeypatch)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,8 +87,8 @@ def test_more_accuracy_never_stops_a_trial(others):
 VALIDATION = 200
 
 
-def report(scheduler, key, size, accuracy, rung=0, last=False, error=0.0, step=0, samples=10):
-    result = {"rung": rung, "last": last, "key": key, "bytes": size, "accuracy": accuracy, "error": error}
+def report(scheduler, key, size, accuracy, rung=0, last=False, error=0.0, step=0, samples=10, **more):
+    result = more | {"rung": rung, "last": last, "key": key, "bytes": size, "accuracy": accuracy, "error": error}
     result |= {"step": step, "samples": samples}
     return scheduler.on_trial_result(None, TRIAL, result)
 
@@ -194,6 +195,17 @@ def test_sets_that_are_optimised_are_compared_among_themselves():
     scheduler = filled()
     assert report(scheduler, "trained", 200, 0.3, step=50) == CONTINUE
     assert report(scheduler, "bad", 200, 0.3, step=0) == STOP
+
+
+def test_children_are_compared_among_themselves():
+    """They start from a finished set: at their first rung they are nearly done."""
+    rungs = {0: {"bytes": 100, "accuracy": 0.9, "step": 50}, 1: {"bytes": 100, "accuracy": 0.9, "step": 100}}
+    earlier = [replace(record(i, "complete", rungs), parent={"number": 0}) for i in range(GRACE)]
+    for scheduler in (FrontHalving(VALIDATION), FrontHalving(VALIDATION, earlier)):
+        for i in range(GRACE):
+            report(scheduler, f"child{i}", 100, 0.9, step=50, child=True)
+        assert report(scheduler, "anew", 200, 0.3, step=50) == CONTINUE
+        assert report(scheduler, "bad", 200, 0.3, step=50, child=True) == STOP
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Runs that are kept where a URL says: a plain folder, and a server that speaks the protocol of S3."""
 
+import fcntl
 import json
 import os
 import re
@@ -199,6 +200,42 @@ def test_one_driver_at_a_time_wherever_it_is(url, machine, monkeypatch):
         machine("second")
         with there.in_step():  # the first has ended
             pass
+
+
+def test_a_reader_leaves_the_working_copy_of_a_driver_alone(url, machine, monkeypatch):
+    """What is at the URL may look later for an instant: the driver's own marker is written last."""
+    here = Mirror(url)
+    with closing(filled(here)) as study:
+        here.push(driving=True)
+        add(study, 2)
+        (here.folder / "trials" / "00001-b.bopt").write_bytes(b"finished since")
+        held = here._marker()
+        here._put(mirror.MARKER, json.dumps(held | {"generation": held["generation"] + 1}).encode())
+        with RunFolder(url).path.joinpath("lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            Mirror(url).pull()
+        assert numbers(here.folder) == [1, 2]
+        assert (here.folder / "trials" / "00001-b.bopt").exists()
+
+
+def test_a_driver_that_was_cut_off_does_not_overwrite_its_successor(url, machine, monkeypatch):
+    monkeypatch.setattr(mirror, "STALE", 0.0)
+    here = Mirror(url)
+    with closing(filled(here)) as study:
+        here.push(driving=True)
+        machine("second")
+        there = Mirror(url)
+        there.pull()
+        with closing(sqlite3.connect(there.folder / "study.db")) as other:
+            add(other, 100)
+        there.push(driving=True)
+        machine("first")
+        add(study, 2)
+        with pytest.raises(BudgetoptError, match=r"has gone on elsewhere \(second\)"):
+            here.push(driving=True)
+        machine("third")
+        Mirror(url).pull()
+        assert numbers(Mirror(url).folder) == [1, 100]
 
 
 def test_what_changes_is_copied_while_the_run_goes_on(url, machine, monkeypatch):

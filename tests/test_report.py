@@ -219,6 +219,18 @@ def test_front_csv(result):
     assert rows[4]["accuracy"] == ""
 
 
+def test_front_csv_of_allocations_that_leave_out_defaults(result):
+    """Every value is under its own column, whichever member is the best one."""
+    front = [point(100, 0.5, rdoq=0.2), point(1000, 0.8, label_bits=3, label_temperature=2.0), point(20_000, 0.9)]
+    for best in front:
+        rows = list(csv.DictReader(io.StringIO(front_csv(replace(result, front=front, best=best)))))
+        for row, p in zip(rows, front, strict=False):
+            assert None not in row
+            allocation = p.allocation.to_dict()
+            assert all(row[key] == str(value) for key, value in allocation.items())
+            assert all(row[key] == "" for key in ("rdoq", "label_bits") if key not in allocation)
+
+
 def test_front_figure(result):
     trials = [record(0, 150, 0.4), Record(1, "stopped", None, 200, 50, 0.1, 0.1, None, None)]
     figure = front_figure(result, trials)

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,30 @@ def test_a_password_is_never_written(tmp_path, monkeypatch):
     monkeypatch.setenv("BUDGETOPT_STORAGE", "postgresql://me:s3cret@elsewhere.example/runs")
     with pytest.raises(InputError, match="BUDGETOPT_STORAGE"):
         _ = folder.study
+
+
+def test_a_strangers_folder_does_not_set_options_of_a_database(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    url = storage.parse("mysql://me@db.example/runs?local_infile=1")
+    folder.storage.write_text(Remote(url, "one").to_json())
+    with pytest.raises(InputError, match=r"'local_infile' of the database: put the whole URL into BUDGETOPT_STORAGE"):
+        _ = folder.study
+    monkeypatch.setenv("BUDGETOPT_STORAGE", "mysql://me@db.example/runs?local_infile=1")
+    assert folder.study == Remote(url, "one")
+    monkeypatch.delenv("BUDGETOPT_STORAGE")
+    harmless = storage.parse("postgresql://me@db.example/runs?sslmode=require")
+    folder.storage.write_text(Remote(harmless, "one").to_json())
+    assert folder.study == Remote(harmless, "one")
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path):
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as connection, connection:
+        connection.execute("CREATE TABLE mine (number INTEGER)")
+    before = other.read_bytes()
+    with pytest.raises(InputError, match=r"there is no study|without a readable study"):
+        studies.load(Remote(storage.parse(f"sqlite:///{other}"), "one"))
+    assert other.read_bytes() == before
 
 
 def test_without_a_password_nothing_is_asked(tmp_path):

@@ -109,6 +109,20 @@ def test_earlier_trials_are_no_part_of_the_front_and_may_be_proposed():
     assert seen.known == set()
 
 
+def test_a_run_of_the_same_data_by_another_protocol(digits):
+    """Sizes are the same, accuracies are not: kinds that it alone has are known where they belong."""
+    table = law_table()
+    problem = table.problem(0)
+    strange = Allocation("mtt", levels=5, ipc=7)
+    trial = replace(observed(table, 0), allocation=strange, kind=replace(strange, ipc=1), initial_bytes=99)
+    coding = problem.measure(replace(table.allocations[0], ipc=1))
+    problem = replace(problem, measure=lambda kind: coding)
+    known = Earlier((trial,), CLASSES, VALIDATION, comparable=False, same_sizes=True)
+    sampler = RateDistortionSampler(problem, warm_start=(known,))
+    study = optuna.create_study(directions=studies.DIRECTIONS, sampler=sampler)
+    assert len(sampler.view(study, 0).candidates()[0]) > 0
+
+
 def test_methods_and_kinds_that_only_another_run_has_are_never_proposed():
     table = law_table()
     problem = table.problem(0)

@@ -28,7 +28,8 @@ def write_reports(result: Result, trials: Sequence[Record]) -> None:
 
 def front_csv(result: Result) -> str:
     """One row a member, by size; the references last."""
-    allocation_keys = list(result.best.allocation.to_dict())
+    allocations = [point.allocation.to_dict() for point in result.front]
+    allocation_keys = list(dict.fromkeys(key for allocation in allocations for key in allocation))
     header = [
         "bytes",
         "samples",
@@ -44,7 +45,7 @@ def front_csv(result: Result) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*header, *allocation_keys])
-    for p in result.front:
+    for p, allocation in zip(result.front, allocations, strict=True):
         figures: list[object] = [p.bytes, p.samples, p.accuracy, *p.interval, p.binomial, p.macro_f1]
         writer.writerow(
             [
@@ -52,7 +53,7 @@ def front_csv(result: Result) -> str:
                 p.validation,
                 p.dominated_on_test,
                 p.path.relative_to(result.folder),
-                *p.allocation.to_dict().values(),
+                *(allocation.get(key, "") for key in allocation_keys),  # what is at its default is left out
             ]
         )
     for name, reference in result.references.items():

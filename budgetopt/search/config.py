@@ -15,6 +15,7 @@ from budgetopt.budget import Budget
 from budgetopt.errors import InputError, unknown_name
 from budgetopt.objective import Objective
 from budgetopt.protocol import Protocol
+from budgetopt.search.mirror import is_url
 from budgetopt.space import SearchSpace
 
 BASELINE = "coreset"  # in every search, whatever objectives are named
@@ -161,7 +162,7 @@ def resolve(
         gpus=gpus,
         init=None if init is None else str(Path(init).resolve()),
         init_hash=None if init is None else _content_hash(Path(init)),
-        warm_start=[str(Path(run).resolve()) for run in warm_start],
+        warm_start=[str(run) if is_url(str(run)) else str(Path(run).resolve()) for run in warm_start],
     )
     return config, source
 

@@ -233,6 +233,7 @@ def _trial_in_worker(config: dict[str, Any], context: Any, out: str, share: floa
                 "last": report.last,
                 "step": report.step,
                 "key": allocation.key,
+                "child": config.get("parent") is not None,
                 "bytes": len(report.data),
                 "samples": report.samples,
                 "accuracy": report.evaluation.accuracy,

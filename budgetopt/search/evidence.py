@@ -117,8 +117,9 @@ class KindTable:
         measured = [problem.measure(kind) for kind in rows]
         codings, families = _indices(map(_coding, rows)), _indices(map(_family, rows))
         of_coding = np.unique(codings, return_index=True)[1]
-        packed = [*observed, *(o for run in earlier if run.same_sizes for o in run.trials)]
-        packed = [o for o in packed if o.initial_bytes is not None]
+        packed = [(self._at(o), o) for o in observed]
+        packed += [(self._row(i, o), o) for i, run in enumerate(earlier) if run.same_sizes for o in run.trials]
+        packed = [(row, o) for row, o in packed if o.initial_bytes is not None]
         self.rate = RateModel(
             Codings(
                 np.array([measured[k].bits for k in of_coding], np.float64),
@@ -126,9 +127,9 @@ class KindTable:
                 families[of_coding],
             ),
             Packings(
-                codings[[self._at(o) for o in packed]] if packed else np.zeros(0, np.int64),
-                np.array([problem.samples(o.allocation.ipc) for o in packed], np.float64),
-                np.array([o.initial_bytes for o in packed], np.float64),
+                codings[[row for row, _ in packed]] if packed else np.zeros(0, np.int64),
+                np.array([problem.samples(o.allocation.ipc) for _, o in packed], np.float64),
+                np.array([o.initial_bytes for _, o in packed], np.float64),
             ),
         )
         growth = self._growth([*observed, *near], rows)
@@ -181,7 +182,7 @@ class KindTable:
         for i, run in enumerate(self._earlier):
             accuracies = np.array([(o.accuracy, o.error) for o in run.trials], np.float64).reshape(-1, 2)
             found, doubt = log_odds(accuracies[:, 0], accuracies[:, 1], run.validation)
-            at = [self._at(o) if run.comparable else self._elsewhere[i, o.kind] for o in run.trials]
+            at = [self._row(i, o) for o in run.trials]
             kind.append(np.array(at, np.int64))
             n.append(np.array([o.samples or 1 for o in run.trials], np.float64) / run.classes)
             g.append(found)
@@ -190,6 +191,10 @@ class KindTable:
 
     def _at(self, observed: Observed) -> int:
         return self._index[observed.kind]
+
+    def _row(self, earlier: int, observed: Observed) -> int:
+        """Of a trial of that earlier run."""
+        return self._at(observed) if self._earlier[earlier].comparable else self._elsewhere[earlier, observed.kind]
 
     def _points(self, observed: Sequence[Observed]) -> Points:
         """Those that were cut to fit have fewer samples than asked for."""

@@ -193,9 +193,9 @@ def _test(final: Final, table: dict[str, Any]) -> None:
     everything = TrainingSet(train.x, train.y, spec.classes, spec.mean, spec.std)
     subjects[ALL_DATA] = (everything, [seeding.derive(ALL_DATA, config.seed, i) for i in range(seeds)])
     figures = final.trainings(subjects, test, "test")
-    if len(figures) < len(subjects):
+    reference = figures.pop(ALL_DATA, None)  # which may need more memory than a worker has
+    if len(figures) < len(table["members"]):
         raise BudgetoptError(f"a training on the test split failed: try again with 'budgetopt resume {final.folder}'")
-    reference = figures.pop(ALL_DATA)
     sizes = np.array([m["bytes"] for m in table["members"]])
     accuracies = np.array([figures[m["file"]].accuracy for m in table["members"]])
     on_front = non_dominated(sizes, accuracies)
@@ -205,11 +205,10 @@ def _test(final: Final, table: dict[str, Any]) -> None:
             "binomial_half_width": evaluation.binomial_half_width,
             "dominated": not bool(kept),
         }
-    table["references"] = {
-        ALL_DATA: _figure(reference) | {"bytes": int(train.x.nbytes + len(train)), "samples": len(train)},
-        **table["references"],
-    }
-    table["test_evaluations"] = len(figures) + 1
+    if reference is not None:
+        whole = _figure(reference) | {"bytes": int(train.x.nbytes + len(train)), "samples": len(train)}
+        table["references"] = {ALL_DATA: whole, **table["references"]}
+    table["test_evaluations"] = len(figures) + (reference is not None)
     table["test_samples_in_training"] = repeated
     table["state"] = "final"
     _write(final, table)

@@ -16,7 +16,7 @@ import numpy as np
 from budgetopt.errors import InputError
 from budgetopt.search.atomic import write_atomically
 from budgetopt.search.config import SearchConfig
-from budgetopt.search.mirror import Mirror, is_url
+from budgetopt.search.mirror import LOCK, MARKER, Mirror, is_url
 from budgetopt.search.storage import Place, Remote
 
 if TYPE_CHECKING:
@@ -58,18 +58,19 @@ class RunFolder:
             raise InputError(f"no run folder at {str(folder)!r}")
         return folder
 
-    def prepare(self, config: SearchConfig) -> bool:
-        """Check the folder for a new run; → True if it already holds this very run, which then goes on.
+    def prepare(self, config: SearchConfig, pull: bool = True) -> bool:
+        """Check the folder for a new run; → True if it already holds this very run, which then goes on. pull: look at
+        the URL first, where there is one.
 
         Raises `InputError` for a folder that holds a different run or other files; writes nothing to it.
         """
-        if self.mirror:
+        if self.mirror and pull:
             self.mirror.pull()
         if not self.path.exists():
             return False
         if not self.path.is_dir():
             raise InputError(f"--out {str(self)!r} is not a folder")
-        if not any(self.path.iterdir()):
+        if {entry.name for entry in self.path.iterdir()} <= {LOCK, MARKER}:  # of a start that was refused
             return False
         if not self.config.exists():
             raise InputError(f"--out {str(self)!r} is not empty and holds no run: choose another folder")
@@ -81,6 +82,13 @@ class RunFolder:
             )
         return True
 
+    def make(self) -> None:
+        """The empty folder. Raises `InputError`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {str(self)!r}: {error.strerror}") from None
+
     def create(
         self,
         config: SearchConfig,
@@ -90,7 +98,7 @@ class RunFolder:
         warm_start: str | None = None,
     ) -> None:
         try:
-            for folder in (self.path, self.trials, self.artifacts):
+            for folder in (self.trials, self.artifacts):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder {str(self)!r}: {error.strerror}") from None
@@ -136,7 +144,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Only one process drives a run; the lock dies with it."""
-        descriptor = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        descriptor = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

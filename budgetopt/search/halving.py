@@ -75,14 +75,15 @@ def goes_on(own: Report, others: Sequence[Report], lasts: Sequence[float | None]
 
 
 class FrontHalving(FIFOScheduler):
-    """Stops trials that do not go on (`goes_on`); sets that are optimised and those that are not are compared among
-    themselves. `Record`s of an earlier process rebuild it on resume. validation: samples of that part."""
+    """Stops trials that do not go on (`goes_on`). Compared among themselves are sets that are not optimised, those that
+    are, and of these those that started from a parent, which are nearly done at their first rung. `Record`s of an
+    earlier process rebuild it on resume. validation: samples of that part."""
 
     def __init__(self, validation: int, earlier: Iterable[Record] = ()) -> None:
         super().__init__()
         self._validation = validation
-        # by (whether the set is optimised, rung) but for last ones, and by key of the allocation
-        self._rungs: dict[tuple[bool, int], dict[str, Report]] = defaultdict(dict)
+        # by (whether the set is optimised, has a parent, rung), but for last ones, and by the allocation's key
+        self._rungs: dict[tuple[bool, bool, int], dict[str, Report]] = defaultdict(dict)
         self._finished: dict[str, float] = {}  # accuracy at the last rung
         for record in earlier:
             if record.allocation is not None and record.state in ("complete", "stopped"):
@@ -91,7 +92,8 @@ class FrontHalving(FIFOScheduler):
                     if rung == last:
                         self._finished[record.allocation.key] = report["accuracy"]
                     else:
-                        self._rungs[report["step"] > 0, rung][record.allocation.key] = Report.of(report)
+                        kind = report["step"] > 0, record.parent is not None, rung
+                        self._rungs[kind][record.allocation.key] = Report.of(report)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True  # both objectives are ours; Tune's single metric is not used
@@ -103,7 +105,7 @@ class FrontHalving(FIFOScheduler):
         if result["last"]:
             self._finished[key] = result["accuracy"]
             return TrialScheduler.CONTINUE
-        rung = self._rungs[result["step"] > 0, result["rung"]]
+        rung = self._rungs[result["step"] > 0, result.get("child", False), result["rung"]]
         others = {k: report for k, report in rung.items() if k != key}
         own = Report.of(result)
         rung.setdefault(key, own)  # a retried trial reports old rungs again

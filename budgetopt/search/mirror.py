@@ -8,6 +8,7 @@ driver, which holds a password, stay here.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
@@ -29,6 +30,7 @@ from budgetopt.search.atomic import write_atomically
 INTERVAL = 10.0  # seconds between two copies while a run goes on
 STALE = 6 * INTERVAL  # a driver that has not said so for as long is gone
 MARKER = "mirror.json"
+LOCK = "lock"  # of the process that drives the run in the working copy
 STUDY = "study.db"
 NAMES = r"lock|driver\.json|mirror\.json|study\.db-(wal|shm|journal)|\..*\.partial(-\w+)?"  # of files that stay here
 FRONT = re.compile(r"^(front|best)\b")  # written when the search has ended
@@ -68,10 +70,29 @@ class Mirror:
     # --- from there ----------------------------------------------------------------------------------------------
 
     def pull(self) -> None:
-        """Bring the working copy up to what is at the URL, unless this machine has the later state. Raises `InputError`
-        where the URL cannot be read, or holds files but no run."""
+        """Bring the working copy up to what is at the URL, unless this machine has the later state, or a process that
+        works in it. Raises `InputError` where the URL cannot be read, or holds files but no run."""
+        with self._idle() as idle:
+            if idle:
+                self._pull()
+
+    @contextmanager
+    def _idle(self) -> Iterator[bool]:
+        """Whether nobody drives the run in the working copy; until the end nobody begins to."""
+        if not self.folder.is_dir():
+            yield True
+            return
+        with open(self.folder / LOCK, "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+            else:
+                yield True
+
+    def _pull(self) -> None:
+        marker = self._marker()  # before the list: what comes in between is then fetched once more
         listed = self._listed()
-        marker = self._marker()
         if marker is None and listed:
             raise InputError(f"{self.name!r} is not empty and holds no run: choose another folder")
         if marker is None or self._generation() >= marker["generation"]:
@@ -161,20 +182,33 @@ class Mirror:
     def push(self, driving: bool = False) -> None:
         """Copy what has changed. Raises `BudgetoptError` where that fails: the working copy holds everything."""
         with self._pushing:
-            changed = {path: stamp for path, stamp in self._local().items() if self._sent.get(path) != stamp}
+            self._check_driver()
             try:
+                changed = {path: stamp for path, stamp in self._local().items() if self._sent.get(path) != stamp}
                 for path in sorted(changed, key=lambda path: (bool(FRONT.match(path)), path == STUDY, path)):
                     self._send(path)
                     self._sent[path] = changed[path]
                 marker = {"generation": self._generation() + bool(changed), "driver": _host() if driving else None}
                 content = json.dumps({**marker, "time": time.time()}).encode()
+                write_atomically(self.folder / MARKER, content)  # first: a working copy is never taken for older
                 self._put(MARKER, content)
-                write_atomically(self.folder / MARKER, content)
             except (OSError, sqlite3.Error) as error:
                 raise BudgetoptError(
                     f"{self.name!r} cannot be written: {first_line(error)}; everything is in {str(self.folder)!r}: "
                     f"'budgetopt resume {self.name}' on this machine copies it"
                 ) from None
+
+    def _check_driver(self) -> None:
+        """Raise `BudgetoptError` where the run has gone on elsewhere, since this process could not be heard."""
+        try:
+            marker = self._marker()
+        except InputError as error:
+            raise BudgetoptError(str(error)) from None
+        if marker and marker["generation"] > self._generation():
+            raise BudgetoptError(
+                f"the run {self.name!r} has gone on elsewhere ({marker['driver'] or 'it has ended there'}) while this "
+                f"process could not reach it: what it did since lies in {str(self.folder)!r} alone"
+            )
 
     def _local(self) -> dict[str, tuple[int, int]]:
         """Files of the working copy that belong at the URL, with size and time of change; of the study also that of

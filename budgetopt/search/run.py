@@ -96,9 +96,12 @@ def new_run(
     config = config.with_time_limit(dataset.spec.values)
     report.plan(config, dataset, out, smallest)
     with storages.explained(str(out)):
-        # a copy of `init` too: the run must not depend on a file that may change
-        out.create(config, versions(), context.init, place, known.model_dump_json() if known else None)
+        out.make()
         with out.locked():
+            if out.prepare(config, pull=False) and storages.exists(out.study):
+                raise InputError(f"another process has begun the run {str(out)!r} meanwhile: 'budgetopt resume {out}'")
+            # a copy of `init` too: the run must not depend on a file that may change
+            out.create(config, versions(), context.init, place, known.model_dump_json() if known else None)
             study = studies.create(place or out.study)
             study.set_user_attr("smallest_bytes", smallest)
             study.set_user_attr("config", config.model_dump(mode="json"))
@@ -211,6 +214,8 @@ def _drive(
     assert config.time_limit is not None
     progress = Progress(config.time_limit, config.workers, earlier)
     progress.ended = [r for r in studies.records(study) if r.state not in ("running", "waiting")]
+    lasts = [record.rungs[max(record.rungs)] for record in progress.complete() if record.rungs]
+    progress.training_seconds = [last["training_seconds"] for last in lasts if last.get("training_seconds")]
     threads = torch.get_num_threads()
     observer = report.watch(progress)
     try:
@@ -336,8 +341,23 @@ def with_shared(run: _Run) -> TrialContext:
         if run.interrupted():
             raise Interrupted(f"interrupted: go on with 'budgetopt resume {run.out}'")
 
+    def in_time(name: str) -> Callable[[int, int], None]:
+        """Tells of the progress of one objective, and ends the run where it would not leave time for a trial."""
+        began, left = time.monotonic(), progress.remaining
+
+        def told_of_it(done: int, total: int) -> None:
+            told(done, total)
+            spent = time.monotonic() - began
+            if done >= 2 and spent > 0.1 * left and spent * total / done > left:
+                raise BudgetoptError(
+                    f"what {name} needs of the real data takes about {spent * total / done:,.0f} s, and {left:,.0f} s "
+                    f"are left of --time-limit: raise it, or search without --objective {name}"
+                )
+
+        return told_of_it
+
     for name, chosen in config.objectives.items():
-        found[name] = methods.shared(chosen, material, config.seed, cache_folder.part("banks"), told)
+        found[name] = methods.shared(chosen, material, config.seed, cache_folder.part("banks"), in_time(name))
     known: dict[str, Any] = {}
     if run.context.init is None:
         offered = config.space.selections(run.dataset.spec.shape)

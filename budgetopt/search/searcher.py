@@ -39,6 +39,13 @@ def _hopeless_in_a_row(study: optuna.Study) -> int:
     return next((i for i, gain in enumerate(reversed(gains)) if gain >= LEAST_GAIN), len(gains))
 
 
+# of a rung, in the study
+RECORDED = (
+    "step", "bytes", "samples", "accuracy", "error", "accuracies", "loss", "began", "seconds", "training_seconds",
+    "file",
+)  # fmt: skip
+
+
 class StudySearcher(Searcher):
     """Proposals that are over budget before they start, or that repeat an earlier allocation, are recorded as PRUNED
     and never run; a neighbour that fits is enqueued in their place. A proposal is a pure function of the study and
@@ -123,6 +130,8 @@ class StudySearcher(Searcher):
                 self.exhausted = True
                 self.reason = f"no more than {LEAST_GAIN:.1%} expected of any of the last {self._hopeless} proposals"
                 return Searcher.FINISHED
+            if self._guided:
+                self._guided.expected_gain = None  # what waits in the queue is no proposal of the model
             trial = self._study.ask()
             allocation = self._space.suggest(trial, list(self._context.objectives), self._most_ipc)
             if self._context.objectives[allocation.objective].steps == 0:  # nothing is trained: no weight of a loss
@@ -231,8 +240,7 @@ class StudySearcher(Searcher):
             self._record(self._live[trial_id], result)
 
     def _record(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
-        names = ("step", "bytes", "samples", "accuracy", "error", "accuracies", "loss", "began", "seconds", "file")
-        trial.set_user_attr(f"rung/{result['rung']}", {name: result.get(name) for name in names})
+        trial.set_user_attr(f"rung/{result['rung']}", {name: result.get(name) for name in RECORDED})
         if self._parents is not None:
             parent = trial.user_attrs[records.PARENT]
             trial.set_user_attr(records.TOTAL_STEPS, result["step"] + (parent["steps"] if parent else 0))

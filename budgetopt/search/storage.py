@@ -56,17 +56,25 @@ class Remote:
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
             found = cls(str(table["url"]), str(table["study"]))
-            hidden = sqlalchemy.make_url(found.url).password == "***"
+            url = sqlalchemy.make_url(found.url)
+            hidden = url.password == "***"
         except (OSError, ValueError, KeyError, TypeError, sqlalchemy.exc.ArgumentError) as error:
             raise InputError(f"cannot read {str(path)!r}: {error}") from None
         given = os.environ.get(ENVIRONMENT)
         if given and cls(parse(given), found.study).public == found.url:
             return cls(parse(given), found.study)
+        strange = sorted(set(url.query) - QUERY)
+        if strange:  # the folder may be a stranger's
+            raise InputError(
+                f"{str(path)!r} asks for {strange[0]!r} of the database: put the whole URL into {ENVIRONMENT} if you "
+                "mean it"
+            )
         if hidden:
             raise InputError(f"the study is in {found.url}: put this URL with its password into {ENVIRONMENT}")
         return found
 
 
+QUERY = {"sslmode", "sslrootcert", "sslcert", "sslkey", "ssl_ca", "charset", "connect_timeout"}  # harmless options
 Place = Path | Remote  # a Path: a run folder's own SQLite file
 
 
@@ -212,10 +220,22 @@ def name_of(place: Place) -> str:
     return place.study if isinstance(place, Remote) else NAME
 
 
+def holds_studies(file: Path) -> bool:
+    """Whether the SQLite file has Optuna's tables: opening it as a storage would make them. Raises
+    `sqlite3.DatabaseError` for what is no database."""
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone() is not None
+
+
 def exists(place: Place) -> bool:
     """Whether there is a study, or a file that should hold one."""
     if isinstance(place, Path):
         return place.exists()
     if place.file is not None and not place.file.exists():
         return False
+    try:
+        if sqlalchemy.make_url(place.url).get_backend_name() == "sqlite" and not holds_studies(Path(str(place.file))):
+            return False
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"cannot read {place.public}: {error}") from None
     return place.study in optuna.get_all_study_names(opened(place))

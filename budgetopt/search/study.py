@@ -99,10 +99,8 @@ def load(place: Place) -> optuna.Study:
     check(place)
     try:
         source = storage.readable(place)  # errors name the place itself
-        if isinstance(source, Path):
-            with closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-                if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
-                    raise KeyError("no studies in it")  # before Optuna makes its own tables there
+        if isinstance(source, Path) and not storage.holds_studies(source):
+            raise KeyError("no studies in it")  # before Optuna makes its own tables there
         return optuna.load_study(storage=storage.opened(source), study_name=storage.name_of(place))
     except (KeyError, ValueError, sqlite3.DatabaseError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
         where = f"{str(place.parent)!r} is a run folder" if isinstance(place, Path) else f"{place.public} is a storage"
