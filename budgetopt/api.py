@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -305,6 +306,10 @@ def _prepared(
     from budgetopt import data
 
     if dataset is None:
+        asked = {"--label": label, "--resize": resize, "--spectrogram": spectrogram}
+        for option, value in asked.items():
+            if value is not None:
+                raise InputError(f"{option} {value} is for real data: name them with --dataset")
         return None
     return data.Dataset.prepare(data.open_source(_text(dataset), data_root, label, resize, spectrogram), seed)
 
@@ -316,6 +321,8 @@ def _new_file(out: str | Path | None) -> Path | None:
         raise InputError(f"{str(target)!r} exists already: name another file with --out")
     if target is not None and not target.resolve().parent.is_dir():
         raise InputError(f"cannot write {str(target)!r}: no such folder")
+    if target is not None and not os.access(target.resolve().parent, os.W_OK):
+        raise InputError(f"cannot write {str(target)!r}: its folder may not be written")
     return target
 
 
@@ -323,7 +330,8 @@ def _written(found: Compressed, target: Path | None) -> Compressed:
     if target is None:
         return found
     try:
-        target.write_bytes(found.data)
+        with target.open("xb") as stream:  # another program may have made it meanwhile
+            stream.write(found.data)
     except OSError as error:
         raise InputError(f"cannot write {str(target)!r}: {error.strerror}") from None
     return replace(found, path=target)

@@ -23,6 +23,7 @@ from budgetopt.cli_options import (
     TimeLimit,
     TrainedFiles,
 )
+from budgetopt.errors import InputError
 
 app = typer.Typer()
 
@@ -105,6 +106,8 @@ def export(
 
     exported = export(unpack_file(file)[1], to)
     target = out or Path(f"{file.stem}{exported.suffix}")
+    if target.exists():
+        raise InputError(f"{str(target)!r} exists already: name another file with --out")
     terminal.write(target, exported.content)
     for note in exported.notes:
         print(f"note: {note}")

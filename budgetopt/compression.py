@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from budgetopt import evaluation, objective, requantization, seeding, space
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
-from budgetopt.errors import InputError, OverBudget
+from budgetopt.errors import InputError, OverBudget, TrialFailure
 from budgetopt.given import Given, prepare
 from budgetopt.packing import PackedSet, pack, unpack
 from budgetopt.representation import Representation
@@ -138,16 +139,28 @@ def compress(
             judge.see("", stored.way.allocation, stored.data)
     base = judge.best([t for t in judge.seen if t.allocation is not None]).allocation
     assert base is not None
+
+    def refined() -> Representation:
+        matched = network
+        if matched is None and dataset is not None:
+            matched = requantization.trained_network(given, dataset)
+        return requantization.refine(given, base, settings.refine, settings.refine_steps, dataset, matched)
+
+    def changed(how: str, steps: int, make: Callable[[], Representation]) -> None:
+        """A further file; without it there is a good one already."""
+        if judge.late:
+            return say(f"not {how}: the time limit is over")
+        say(f"{how}: {steps} steps")
+        try:
+            judge.see(how, base, _within(given, make(), base, budget))
+        except (TrialFailure, OverBudget) as error:
+            say(f"not {how}: {error}")
+
     if settings.refine != "none":
-        if network is None and dataset is not None:
-            network = requantization.trained_network(given, dataset)
-        say(f"refining {settings.refine}: {settings.refine_steps} steps")
-        refined = requantization.refine(given, base, settings.refine, settings.refine_steps, dataset, network)
-        judge.see(f"refined {settings.refine}", base, _within(given, refined, base, budget))
+        changed(f"refined {settings.refine}", settings.refine_steps, refined)
     if tuning is not None and dataset is not None:
-        say(f"fine-tuning by {tuning[0]}: {tuning[1].all_steps} steps")
-        tuned = requantization.finetune(given, base, *tuning, dataset)
-        judge.see(f"fine-tuned by {tuning[0]}", base, _within(given, tuned, base, budget))
+        tuned = partial(requantization.finetune, given, base, *tuning, dataset)
+        changed(f"fine-tuned by {tuning[0]}", tuning[1].all_steps, tuned)
     return judge.result(brought, budget)
 
 
@@ -164,9 +177,13 @@ class _Judge:
     def see(self, how: str, allocation: Allocation | None, data: bytes) -> None:
         packed = unpack(data)
         tried = Tried(how, allocation, data, len(packed), self._distortion.of(packed))
-        if not self.seen or time.monotonic() < self._deadline:
+        if not self.seen or not self.late:
             tried = self._trained(tried, self._protocol.search_seeds)
         self.seen.append(tried)
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() >= self._deadline
 
     def best(self, tried: Sequence[Tried]) -> Tried:
         return max(tried, key=lambda t: (t.accuracy or 0.0, t.samples, -t.distortion, -t.bytes))
@@ -179,7 +196,7 @@ class _Judge:
             slack = math.sqrt(best.accuracy * (1 - best.accuracy) / len(self._dataset.val))
             close = [t for t in self.seen if t.accuracy is not None and t.accuracy >= best.accuracy - slack]
             close = sorted(close, key=lambda t: -(t.accuracy or 0.0))[:MOST_CLOSE]
-            if len(close) > 1 and time.monotonic() < self._deadline:
+            if len(close) > 1 and not self.late:
                 again = {id(t): self._trained(t, self._protocol.seeds, "again") for t in close}
                 self.seen = [again.get(id(t), t) for t in self.seen]
                 best = self.best(list(again.values()))

@@ -94,7 +94,11 @@ def prepare(brought: SampleSet, protocol: str | None, seed: int, dataset: Datase
     counts = ordered.counts()
     preparation = brought.preparation if spec is None else spec.preparation
     protocol_name = protocols.name_of(recipe)
-    own = DataSpec(brought.name, ordered.shape, counts, mean, std, "", protocol_name, preparation=preparation)
+    invariances = {} if spec is None else spec.invariances  # under which a method may match real and synthetic samples
+    own = DataSpec(
+        brought.name, ordered.shape, counts, mean, std, "", protocol_name, invariances=invariances,
+        preparation=preparation,
+    )  # fmt: skip
     packed = ordered.packed
     if packed is not None and len(packed.counts) == len(counts):
         stored = protocols.to_field(recipe)

@@ -13,7 +13,8 @@ import budgetopt
 from budgetopt import cli, compression, networks, requantization, sets, storing
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
-from budgetopt.errors import InputError, OverBudget
+from budgetopt.errors import InputError, OverBudget, TrialFailure
+from budgetopt.given import prepare
 from budgetopt.packing import pack, unpack
 from budgetopt.protocol import PRESETS
 from budgetopt.representation import InitialSet
@@ -140,6 +141,40 @@ def test_validation_decides_where_there_is_data(compress):
     assert all(t.bytes <= 900 for t in found.tried)
     assert len({t.samples for t in found.tried}) == len(found.tried)  # finer ones hold fewer
     assert found.chosen in found.tried
+
+
+def test_what_fails_on_the_way_does_not_cost_the_file_that_is_there(compress, monkeypatch):
+    def fails(*_):
+        raise TrialFailure("diverged: the loss is nan at step 1")
+
+    said = []
+    monkeypatch.setattr(requantization, "refine", fails)
+    monkeypatch.setattr(requantization, "finetune", fails)
+    found = compress(900, dataset="digits", trials=1, refine="after", finetune="dm", steps=2, say=said.append)
+    assert [t.how for t in found.tried] == [""]
+    assert [line for line in said if line.startswith("not ")] == [
+        "not refined after: diverged: the loss is nan at step 1",
+        "not fine-tuned by dm: diverged: the loss is nan at step 1",
+    ]
+
+
+def test_nothing_is_changed_after_the_time_limit(compress, monkeypatch):
+    monkeypatch.setattr(requantization, "finetune", lambda *_: pytest.fail("tuned"))
+    said = []
+    found = compress(900, dataset="digits", time_limit=1e-6, finetune="dm", steps=2, say=said.append)
+    assert found.bytes <= 900
+    assert "not fine-tuned by dm: the time limit is over" in said
+
+
+def test_methods_match_under_the_invariances_of_the_data(digits, folder):
+    brought = sets.read(folder / "digits.npz")
+    assert prepare(brought, "glyph-1", 0, digits).spec.invariances == digits.spec.invariances
+    assert digits.spec.invariances
+
+
+def test_options_of_data_that_are_not_there(compress):
+    with pytest.raises(InputError, match="--resize 4 is for real data: name them with --dataset"):
+        compress(900, resize="4")
 
 
 def test_no_training_starts_after_the_time_limit(compress):

@@ -283,6 +283,10 @@ def test_command(tmp_path, monkeypatch, to, name):
     assert done.exit_code == 0
     assert done.output.splitlines()[-1] == f"{name}: {(tmp_path / name).stat().st_size:,} bytes"
     assert ("note: " in done.output) == (to in ("webdataset", "parquet"))
+    before = (tmp_path / name).read_bytes()
+    again = CliRunner().invoke(cli.app, ["export", "a.bopt", "--to", to])
+    assert "exists already: name another file with --out" in str(again.exception)
+    assert (tmp_path / name).read_bytes() == before
     if to in READERS:
         found = READERS[to]((tmp_path / name).read_bytes())
         assert np.array_equal(found.y, load(tmp_path / "a.bopt").labels)

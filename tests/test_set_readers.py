@@ -4,14 +4,19 @@ import io
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sets import packed_set
 
 from budgetopt import initial, sets
 from budgetopt.errors import InputError, PackedFileError
+from budgetopt.exporting import export
+from budgetopt.packing import UniformLevels
+from budgetopt.packing.soft_labels import SoftLabels
 from budgetopt.sets.statistics import of_samples, pooled
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of pixels divided by 255, as public code has them
@@ -267,6 +272,7 @@ def test_numbered_folders_keep_their_numbers(tmp_path):
     found = sets.read(folder(tmp_path / "set", ["2", "10"]))
     np.testing.assert_array_equal(found.y, [2, 2, 10, 10])
     assert found.in_class_order().counts() == (0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 2)
+    assert found.notes == ("classes by subfolder: 2 2, 10 10; labels are their numbers, and 9 classes below have none",)
 
 
 @pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")
@@ -289,6 +295,24 @@ def test_folders_that_are_refused(tmp_path):
         sets.read(damaged)
 
 
+def test_pictures_of_16_bits_are_refused(tmp_path):
+    """Pillow would cut them off at 255."""
+    for name in "ab":
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.fromarray(np.arange(0, 63_000, 1000, dtype=np.uint16).reshape(7, 9)).save(
+            tmp_path / "set" / name / "1.png"
+        )
+    with pytest.raises(InputError, match=r"cannot read the image .*1\.png': pixels of type I;16, expected 8 bits"):
+        sets.read(tmp_path / "set")
+
+
+@pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")
+def test_files_of_a_file_manager_are_passed_over(tmp_path):
+    path = folder(tmp_path / "set", ["a", "b"])
+    (path / "a" / "._0.png").write_bytes(b"\0\5\x16\7")
+    assert len(sets.read(path)) == 4
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # .npz and others
 # ----------------------------------------------------------------------------------------------------------------------
@@ -298,6 +322,43 @@ def test_npz_with_statistics_as_export_writes_them(tmp_path, pixels):
     found = sets.read(tmp_path / "a.npz")
     assert found.mean.tolist() == [1, 2, 3]
     assert found.std.tolist() == [4, 5, 6]
+
+
+def test_what_export_writes_keeps_its_soft_labels(tmp_path):
+    """Also where the most probable class is not the sample's own, and where the last class has no sample."""
+    rng = np.random.default_rng(0)
+    packed = packed_set(rng.integers(0, 4, (5, 2, 2)), (3, 2, 0), UniformLevels(4, 0, 85, 0))
+    packed = replace(packed, soft=SoftLabels.nearest(rng.dirichlet(np.ones(3), 5), 4), preparation=None)
+    for to, suffix in (("npz", ".npz"), ("torch", ".pt")):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(export(packed, to).content)
+        found = sets.read(path)
+        np.testing.assert_array_equal(found.x, packed.decode())
+        np.testing.assert_array_equal(found.y, packed.labels())
+        np.testing.assert_allclose(found.soft, packed.targets(), atol=1e-6)
+        assert found.in_class_order().counts() == (3, 2, 0)
+
+
+def test_statistics_of_another_length_are_left_out(tmp_path, pixels):
+    x, y = pixels
+    np.savez(tmp_path / "a.npz", x=x, y=y, mean=np.float32([1, 2]), std=np.float32([4, 5]))
+    found = sets.read(tmp_path / "a.npz")
+    assert found.mean is None
+    assert found.notes == ("its mean and std of 2 values are left out: the samples have 3 channels",)
+    np.savez(tmp_path / "b.npz", x=x, y=y, mean=np.float32([1]), std=np.float32([4]))
+    assert sets.read(tmp_path / "b.npz").mean.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (10, 3, 0, 0)])
+def test_no_samples(tmp_path, shape):
+    np.savez(tmp_path / "a.npz", x=np.zeros(shape, np.float32), y=np.zeros((shape[0], 2)))
+    with pytest.raises(InputError, match=r"no samples|do not match"):
+        sets.read(tmp_path / "a.npz")
+
+
+def test_a_packed_file_needs_no_units(tmp_path):
+    with pytest.raises(InputError, match="holds its units itself: leave out --mean"):
+        sets.read(tmp_path / "a.bopt", sets.Units(mean=(1.0,), std=(2.0,)))
 
 
 def test_an_npz_that_claims_too_much(tmp_path):

@@ -154,6 +154,17 @@ def test_overflow_is_refused():
         Basis(3, (2,), bytes([6, 0]), (1000,), 10, Offsets((1,), 64)).check(255, -60, (2,))
 
 
+@pytest.mark.parametrize(("exponent", "fits"), [(-64, False), (-44, False), (-43, True)])
+def test_values_beyond_float32_are_refused(exponent, fits):
+    """A file of zeros for offsets, whose basis goes the other way than its levels: 2^128 is no float32."""
+    basis = Basis(3, (2,), bytes([6, 0]), (1000,), -64, NONE)
+    if fits:
+        basis.check(255, exponent, (2,))
+    else:
+        with pytest.raises(BadHeader, match="too large for float32"):
+            basis.check(255, exponent, (2,))
+
+
 def fields(bits=4, components=2, exponent=0, offset=0, scale_exponent=5, scales=(1, 1), coded=b"\x00\x77\x77\x77\x77"):
     out = Writer()
     out.byte(bits)

@@ -15,6 +15,8 @@ from budgetopt.packing.errors import BadPayload
 from budgetopt.packing.layout import Domain
 from budgetopt.packing.tiled import PngTiles, WebpTiles
 
+AT_ONCE = 1 << 20  # symbols that are taken apart into bits
+
 
 class RawBits(Coder):
     """⌈log2 L⌉ bits a symbol, most significant first."""
@@ -33,11 +35,15 @@ class RawBits(Coder):
         count, width = domain.samples * domain.values, _width(levels)
         if len(payload) != (count * width + 7) // 8:
             raise BadPayload(f"{count} symbols of {width} bits do not fill {len(payload)} bytes")
-        bits = np.unpackbits(np.frombuffer(payload, np.uint8), count=count * width).reshape(count, width)
-        symbols = bits @ (1 << np.arange(width - 1, -1, -1, dtype=np.uint16))
+        packed, symbols = np.frombuffer(payload, np.uint8), np.empty(count, np.uint8)
+        weights = 1 << np.arange(width - 1, -1, -1, dtype=np.uint16)
+        for start in range(0, count, AT_ONCE):  # of whole bytes, since AT_ONCE is a multiple of 8
+            part = symbols[start : start + AT_ONCE]
+            own = packed[start * width // 8 : (start * width + part.size * width + 7) // 8]
+            part[:] = np.unpackbits(own, count=part.size * width).reshape(-1, width) @ weights
         if symbols.max(initial=0) >= levels:
             raise BadPayload(f"a symbol is {symbols.max()}, above the {levels} levels of the file")
-        return symbols.astype(np.uint8).reshape(domain.samples, domain.values)
+        return symbols.reshape(domain.samples, domain.values)
 
 
 class AdaptiveRange(Coder):

@@ -10,6 +10,7 @@ from budgetopt.packing.errors import BadHeader
 from budgetopt.packing.fields import EXPONENT_LIMIT, MANTISSA_LIMIT, Reader, Writer
 
 MOST_MAGNITUDE = 1 << 62  # every integer on the way stays below it
+MOST_EXPONENT = 127  # of a value as a power of two
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class Offsets:
             raise BadHeader(f"the exponent of the offsets must be within ±{EXPONENT_LIMIT}, got {self.exponent}")
 
     def check(self, most: int, exponent: int) -> None:
-        """Raise `BadHeader` where adding to integers of magnitude up to `most` at this exponent leaves 62 bits."""
+        """Raise `BadHeader` where adding to integers of magnitude up to `most` at this exponent leaves 62 bits, or
+        where they are no float32."""
+        if most.bit_length() - exponent > MOST_EXPONENT:
+            raise BadHeader(f"levels up to {most} times 2^{-exponent} are too large for float32")
         largest = max(map(abs, self.mantissas))
         shift = exponent - self.exponent if largest else 0  # zeros may be as far apart as they like
         if (most << max(0, -shift)) + (largest << max(0, shift)) >= MOST_MAGNITUDE:

@@ -55,9 +55,12 @@ class PatchLevels(Dequantizer):
 
     def ints(self, symbols: np.ndarray, index: np.ndarray, domain: Domain) -> np.ndarray:
         patch = patch_of(domain.layout, self.side, self.joint)
-        first, span = starts_and_spans(self.grid, self.low, self.high, self.count, self.zero_point)
-        of_patch = index if self.group is None else self.group[index]
-        first, span = first[of_patch][:, patch], span[of_patch][:, patch]
+        # of these samples alone, where every patch has its own
+        low, high = (self.low[index], self.high[index]) if self.group is None else (self.low, self.high)
+        first, span = starts_and_spans(self.grid, low, high, self.count, self.zero_point)
+        if self.group is not None:
+            first, span = first[self.group[index]], span[self.group[index]]
+        first, span = first[:, patch], span[:, patch]
         steps = self.count - 1
         return first + (2 * span * symbols + steps) // (2 * steps)
 
@@ -66,8 +69,8 @@ class PatchLevels(Dequantizer):
         patch = patch_of(domain.layout, self.side, self.joint)
         if self.group is not None:
             return self.group[:, patch]
-        width = self.high.astype(np.int64) - self.low
-        return np.frexp(width)[1].astype(np.uint8)[:, patch]
+        bits = np.frexp(np.arange(256))[1].astype(np.uint8)  # of every width that there may be
+        return bits[self.high - self.low][:, patch]
 
     def write(self, out: Writer, domain: Domain) -> None:
         out.byte(self.count - 1)

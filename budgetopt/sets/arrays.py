@@ -14,10 +14,15 @@ NAMES: tuple[tuple[str, str], ...] = (("x", "y"), ("images", "labels"), ("x_trai
 NAMES += (("image_syn", "label_syn"), ("data", "targets"), ("image", "label"), ("syn_images", "syn_labels"))
 
 
+EXPORTED, TARGETS = ("x", "y"), "targets"  # what `budgetopt export` calls samples, classes and soft labels
+UNPREPARED = "how its samples were made of raw data is left out: pack the .bopt file itself to keep it"
+
+
 @dataclass(frozen=True, eq=False)
 class Arrays:
     """x: (n, …) numbers; y: (n,) int64, or (n, C) soft labels; certain: x is in raw units for sure; classes: 0 where
-    only the labels tell; statistics: (mean, std) of the receiver's input standardisation, where the file has them."""
+    only the labels tell; statistics: (mean, std) of the receiver's input standardisation, where the file has them;
+    soft: (n, C) soft labels beside whole ones."""
 
     x: np.ndarray
     y: np.ndarray
@@ -25,6 +30,7 @@ class Arrays:
     classes: int = 0
     statistics: tuple[np.ndarray, np.ndarray] | None = None
     notes: tuple[str, ...] = ()
+    soft: np.ndarray | None = None
 
 
 def floats(x: np.ndarray, path: Path) -> np.ndarray:

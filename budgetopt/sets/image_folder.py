@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from budgetopt.data.pictures import FORMATS, SUFFIXES
-from budgetopt.data.pictures import GREY as _GREY
+from budgetopt.data.pictures import COLOUR, FORMATS, GREY, SUFFIXES
 from budgetopt.errors import InputError
 from budgetopt.packing.container import MAX_SYMBOLS
 from budgetopt.sets.arrays import Arrays
@@ -17,8 +16,9 @@ _SHOWN = 10  # classes named in a note
 
 
 def read(path: Path) -> Arrays:
-    """Pixels 0 … 255, grey if every image is. Classes are the subfolders' numbers where all are called by one, else
-    their alphabetical order; images are in the order of their names. Raises `InputError` for mixed sizes."""
+    """Pixels 0 … 255, grey if every image is. Classes are the subfolders' numbers where all are called by one, so that a
+    set may lack some, else their alphabetical order; images are in the order of their names. Raises `InputError` for
+    mixed sizes."""
     files, classes, named = _listing(path)
     grey, size = _survey([file for file, _ in files], path)
     channels = 1 if grey else 3
@@ -47,7 +47,7 @@ def _listing(path: Path) -> tuple[list[tuple[Path, int]], int, str]:
             (file, label)
             for folder, label in zip(folders, labels, strict=True)
             for file in sorted(folder.iterdir())
-            if file.suffix.lower() in SUFFIXES and file.is_file()
+            if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
         ]
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
@@ -55,6 +55,9 @@ def _listing(path: Path) -> tuple[list[tuple[Path, int]], int, str]:
         raise InputError(f"{path}: no images in it; a folder has a subfolder for each class, with {_kinds()} in it")
     names = [f"{label} {folder.name}" for folder, label in zip(folders, labels, strict=True)]
     shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    lacking = max(labels) + 1 - len(labels)
+    if numbered and lacking:
+        return files, max(labels) + 1, f"{shown}; labels are their numbers, and {lacking} classes below have none"
     return files, max(labels) + 1, "" if numbered else shown
 
 
@@ -63,7 +66,9 @@ def _survey(files: list[Path], path: Path) -> tuple[bool, tuple[int, int]]:
     grey, size, first = True, (0, 0), files[0]
     for file in files:
         with _opened(file) as image:
-            grey &= image.mode in _GREY
+            if image.mode not in GREY | COLOUR:
+                raise InputError(f"cannot read the image {str(file)!r}: pixels of type {image.mode}, expected 8 bits")
+            grey &= image.mode in GREY
             if file is first:
                 size = image.size
             elif image.size != size:
@@ -83,9 +88,12 @@ def _opened(file: Path) -> Any:
 def _load(call: Any, file: Path, *arguments: Any, **options: Any) -> Any:
     import warnings
 
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow warns of pictures that are too large
+            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             return call(*arguments, **options)
     except Exception as error:  # damaged pictures raise whatever the decoder finds first
         raise InputError(f"cannot read the image {str(file)!r}: {error}") from None

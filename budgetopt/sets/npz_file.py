@@ -10,7 +10,7 @@ import numpy as np
 
 from budgetopt.errors import InputError
 from budgetopt.packing.container import MAX_FILE_BYTES
-from budgetopt.sets.arrays import NAMES, Arrays, whole_labels
+from budgetopt.sets.arrays import EXPORTED, NAMES, TARGETS, UNPREPARED, Arrays, whole_labels
 
 
 def read(path: Path, asked: str) -> Arrays:
@@ -21,7 +21,14 @@ def read(path: Path, asked: str) -> Arrays:
                 if x_name in archive and y_name in archive:
                     _check_sizes(archive.zip, (x_name, y_name), path)
                     y = whole_labels(archive[y_name], y_name, path)
-                    return Arrays(archive[x_name], y, statistics=_statistics(archive, path))
+                    soft: np.ndarray | None = None
+                    notes: tuple[str, ...] = ()
+                    if (x_name, y_name) == EXPORTED:
+                        if TARGETS in archive:
+                            _check_sizes(archive.zip, (TARGETS,), path)
+                            soft = archive[TARGETS]
+                        notes = (UNPREPARED,) if "preparation" in archive else ()
+                    return Arrays(archive[x_name], y, statistics=_statistics(archive, path), notes=notes, soft=soft)
             raise InputError(f"{path}: holds {', '.join(archive.files)}; {asked} needs x and y (or images and labels)")
     except InputError:
         raise

@@ -20,7 +20,7 @@ import torch
 
 from budgetopt.errors import InputError
 from budgetopt.packing.container import MAX_FILE_BYTES, MAX_SYMBOLS
-from budgetopt.sets.arrays import NAMES, Arrays, whole_labels
+from budgetopt.sets.arrays import EXPORTED, NAMES, TARGETS, UNPREPARED, Arrays, whole_labels
 
 
 def read(path: Path, asked: str) -> Arrays:
@@ -28,13 +28,18 @@ def read(path: Path, asked: str) -> Arrays:
     are unpickled; anything else in the file is an `InputError` before it runs."""
     content = _load(path)
     notes: tuple[str, ...] = ()
+    soft = None
+    if isinstance(content, dict) and {*EXPORTED, TARGETS} <= content.keys():
+        soft = _array(content[TARGETS], TARGETS, path)
     if isinstance(content, torch.Tensor):
         images, labels = content, _labels_beside(path, asked)
         notes = (f"labels from {_beside(path).name}",)
     else:
         images, labels, notes = _pair(content, path, asked)
     x, y = _array(images, "images", path), _array(labels, "labels", path)
-    return Arrays(x, whole_labels(y, "labels", path), certain=False, notes=notes)
+    if isinstance(content, dict) and "preparation" in content:
+        notes = (*notes, UNPREPARED)
+    return Arrays(x, whole_labels(y, "labels", path), certain=False, notes=notes, soft=soft)
 
 
 def _pair(content: Any, path: Path, asked: str) -> tuple[Any, Any, tuple[str, ...]]:
