@@ -327,7 +327,7 @@ def test_npz_with_statistics_as_export_writes_them(tmp_path, pixels):
 def test_what_export_writes_keeps_its_soft_labels(tmp_path):
     """Also where the most probable class is not the sample's own, and where the last class has no sample."""
     rng = np.random.default_rng(0)
-    packed = packed_set(rng.integers(0, 4, (5, 2, 2)), (3, 2, 0), UniformLevels(4, 0, 85, 0))
+    packed = packed_set(rng.integers(0, 4, (5, 1, 2, 2)), (3, 2, 0), UniformLevels(4, 0, 85, 0))
     packed = replace(packed, soft=SoftLabels.nearest(rng.dirichlet(np.ones(3), 5), 4), preparation=None)
     for to, suffix in (("npz", ".npz"), ("torch", ".pt")):
         path = tmp_path / f"a{suffix}"

@@ -16,8 +16,8 @@ _SHOWN = 10  # classes named in a note
 
 
 def read(path: Path) -> Arrays:
-    """Pixels 0 … 255, grey if every image is. Classes are the subfolders' numbers where all are called by one, so that a
-    set may lack some, else their alphabetical order; images are in the order of their names. Raises `InputError` for
+    """Pixels 0 … 255, grey if every image is. Classes are the subfolders' numbers where all are called by one, as of a
+    set that lacks some, else their alphabetical order; images are in the order of their names. Raises `InputError` for
     mixed sizes."""
     files, classes, named = _listing(path)
     grey, size = _survey([file for file, _ in files], path)
