@@ -20,6 +20,7 @@ from budgetopt.search.engine import gpu_share
 from budgetopt.search.finish import Final, _figure, _test, lossless_bytes
 from budgetopt.search.folder import RunFolder
 from budgetopt.search.progress import Progress
+from budgetopt.search.study import Record
 from budgetopt.trial import TrialContext, initial_representation
 
 
@@ -93,6 +94,24 @@ def test_an_interrupted_final_phase_goes_on(final, digits, monkeypatch):
     trainer = Trainer(monkeypatch)
     assert final.trainings(SUBJECTS, digits.val, "test") == EXPECTED
     assert trainer.groups == [(b"aa", [4, 5]), (b"bbb", [6, 7, 8]), (b"bbb", [9, 10])]
+
+
+def test_a_resumed_run_knows_how_long_a_training_takes():
+    """Or it would take trials into the time of the final phase."""
+    rungs = {0: {"training_seconds": 3.0}, 1: {"training_seconds": 60.0}}
+    older = {0: {"accuracy": 0.5}}  # of a version that did not keep it
+    records = [
+        Record(i, state, Allocation(ipc=i + 1), 9, 9, 0.5, 0.1, None, None, held)
+        for i, (state, held) in enumerate(
+            [("complete", rungs), ("stopped", rungs), ("complete", older), ("running", {})]
+        )
+    ]
+    progress = Progress(3600, 2)
+    assert progress.training_time() == 2.0
+    progress.remember(records)
+    assert progress.training_time() == 60.0
+    assert [record.number for record in progress.ended] == [0, 1, 2]
+    assert progress.final_seconds(16, 5) > 4900
 
 
 def test_a_failed_training_costs_its_file(final, digits, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from budgetopt import cache_folder, cli, space, trial
 from budgetopt.allocation import SELECTIONS, Allocation, canonical_selection
 from budgetopt.data.dataset import DataSpec, Split
-from budgetopt.errors import InputError
+from budgetopt.errors import BudgetoptError, InputError
 from budgetopt.methods import crops, forgetting, selection
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.crops import Crops
@@ -629,6 +629,27 @@ def test_only_what_the_space_offers_is_learned(mine, tmp_path, monkeypatch):
     shipped, dataset, context, _ = prepared("image", objectives=["coreset"])
     assert runs.with_shared(replace(run, config=shipped, context=context)).learned == {}
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("total", "late"), [(10**12, True), (2, False)])
+def test_what_would_take_longer_than_the_search_is_not_begun_in_vain(mine, tmp_path, monkeypatch, total, late):
+    """A run without a file ends after twice its limit: it ends at once where no trial could begin before."""
+    monkeypatch.setattr(runs, "PATIENCE", 0.0)
+    monkeypatch.setattr(cache_folder, "part", lambda name: tmp_path)
+    monkeypatch.setitem(selection.LEARNED, "forgetting", lambda *_: None)
+
+    def shared(chosen, material, seed, folder, told):
+        told(1, total)
+        return {}
+
+    monkeypatch.setattr(runs.methods, "shared", shared)
+    config, dataset, context, _ = prepared(mine, objectives=["dm"])
+    run = runs._Run(config, dataset, context, None, None, Progress(60.0, 1), None, lambda: False)
+    if late:
+        with pytest.raises(BudgetoptError, match="the time limit is 60 s: raise --time-limit, or search without"):
+            runs.with_shared(run)
+    else:
+        assert "dm" in runs.with_shared(run).shared
 
 
 def test_the_design_takes_every_selection_that_is_possible(mine, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol as Interface
 
@@ -40,6 +41,12 @@ class Progress:
     training_seconds: list[float] = field(default_factory=list)
     final_done: int = 0
     final_total: int = 0
+
+    def remember(self, records: Iterable[Record]) -> None:
+        """What earlier processes of the run did, and how long a training took them."""
+        self.ended = [record for record in records if record.state not in ("running", "waiting")]
+        lasts = [record.rungs[max(record.rungs)] for record in self.complete() if record.rungs]
+        self.training_seconds = [last["training_seconds"] for last in lasts if last.get("training_seconds")]
 
     @property
     def elapsed(self) -> float:

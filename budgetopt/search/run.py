@@ -182,6 +182,9 @@ def _prepare(config: SearchConfig, source: data.Source) -> tuple[Dataset, TrialC
     return dataset, context, Selector(dataset.train, dataset.spec)
 
 
+PATIENCE = 10.0  # seconds of making what an objective needs, before its length is foretold
+
+
 @dataclass(frozen=True, eq=False)
 class _Run:
     """What the search works on."""
@@ -213,9 +216,7 @@ def _drive(
         study.set_user_attr(name, value)
     assert config.time_limit is not None
     progress = Progress(config.time_limit, config.workers, earlier)
-    progress.ended = [r for r in studies.records(study) if r.state not in ("running", "waiting")]
-    lasts = [record.rungs[max(record.rungs)] for record in progress.complete() if record.rungs]
-    progress.training_seconds = [last["training_seconds"] for last in lasts if last.get("training_seconds")]
+    progress.remember(studies.records(study))
     threads = torch.get_num_threads()
     observer = report.watch(progress)
     try:
@@ -342,16 +343,17 @@ def with_shared(run: _Run) -> TrialContext:
             raise Interrupted(f"interrupted: go on with 'budgetopt resume {run.out}'")
 
     def in_time(name: str) -> Callable[[int, int], None]:
-        """Tells of the progress of one objective, and ends the run where it would not leave time for a trial."""
-        began, left = time.monotonic(), progress.remaining
+        """Tells of the progress of one objective, and ends the run where no trial could begin after it: a search
+        without a file ends after twice the limit."""
+        began = time.monotonic()
 
         def told_of_it(done: int, total: int) -> None:
             told(done, total)
             spent = time.monotonic() - began
-            if done >= 2 and spent > 0.1 * left and spent * total / done > left:
+            if done and spent > PATIENCE and progress.elapsed + spent * (total / done - 1) > 2 * progress.time_limit:
                 raise BudgetoptError(
-                    f"what {name} needs of the real data takes about {spent * total / done:,.0f} s, and {left:,.0f} s "
-                    f"are left of --time-limit: raise it, or search without --objective {name}"
+                    f"what {name} needs of the real data takes about {spent * total / done:,.0f} s, and the time limit "
+                    f"is {progress.time_limit:,.0f} s: raise --time-limit, or search without --objective {name}"
                 )
 
         return told_of_it
