@@ -428,6 +428,16 @@ def test_every_proposal_of_the_model_says_what_it_expects(bench):
     assert gains(bench("tpe.db").study) == []
 
 
+def test_what_waits_in_the_queue_has_no_proposals_gain(bench):
+    made = bench(sampler="rate-distortion")
+    (first,) = made.run(1)
+    before = len(gains(made.study))
+    made.searcher._enqueue(first, first.ipc + 1)
+    made.start("queued")
+    assert made.study.trials[-1].user_attrs["key"] == replace(first, ipc=first.ipc + 1).key
+    assert len(gains(made.study)) == before
+
+
 def test_a_search_ends_where_proposals_in_a_row_promise_nothing(bench, monkeypatch):
     patient = bench("patient.db", sampler="rate-distortion")
     assert len(patient.run(9)) == 9
