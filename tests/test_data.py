@@ -382,7 +382,6 @@ def test_bare_array_with_the_name_of_an_npz(tmp_path):
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b"not what its name says", bytes(40)])
 def test_repeated_samples_are_counted(tmp_path):
     x = np.arange(240, dtype=np.float32).reshape(60, 4)
     arrays = {"x_train": x, "x_test": np.concatenate([x[[3, 59, 3]], x[:9] + 0.5])}
@@ -390,6 +389,7 @@ def test_repeated_samples_are_counted(tmp_path):
     assert data.repeated(data.load_test()) == 3
 
 
+@pytest.mark.parametrize("content", [b"", b"not what its name says", bytes(40)])
 def test_files_of_torchvision_that_are_something_else(tmp_path, content):
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
