@@ -132,11 +132,8 @@ class Recordings(Source):
             )
 
     def checked_test(self, shape: tuple[int, ...], classes: int) -> Split:
-        if self._train and len(self._classes) != classes:
-            raise InputError(
-                f"{self.name}: {len(self._classes)} classes, the file has {classes}: which is which follows from the "
-                "training part, put it beside"
-            )
+        if self._train:  # else labels are the file's numbers
+            self._check_numbering(classes, len(self._classes))
         return super().checked_test(shape, classes)
 
     @cached_property

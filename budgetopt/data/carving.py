@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from budgetopt.data.dataset import taken
 from budgetopt.errors import InputError
 
 TEST_SHARE, TEST_SEED = 0.3, 0
@@ -34,8 +35,6 @@ def carved_pair(x: np.ndarray, y: np.ndarray, test: bool, where: str | Path) -> 
     """Samples and labels of one part of the whole x and y."""
     if y.shape != x.shape[:1] or not len(y):
         raise InputError(f"{where}: {len(x):,} samples but labels of shape {y.shape}")
-    from budgetopt.data.dataset import taken
-
     rows = carved(y, where)[test]
     return taken(x, rows), y[rows]
 

@@ -110,6 +110,15 @@ class Source(ABC):
         """Raise `InputError` where the test part is missing or of another shape, without reading its values: a search
         must not find that out at its end."""
 
+    def _check_numbering(self, classes: int, *there: int) -> None:
+        """Raise `InputError` where classes are numbered by their names and are not as many as a file has. there: how
+        many there are, in each way to count them."""
+        if classes not in there:
+            raise InputError(
+                f"{self.name}: {there[0]} classes, the file has {classes}: which is which follows from the training "
+                "part, put it beside"
+            )
+
     def checked_test(self, shape: tuple[int, ...], classes: int) -> Split:
         """The test part, validated against what a packed file or a training part declares."""
         x, y = self.test_arrays()
@@ -278,6 +287,16 @@ def _carved(y: np.ndarray, seed: int, where: str) -> tuple[np.ndarray, np.ndarra
         raise InputError(f"{where}: {len(y)} samples of {len(counts)} classes are too few to split")
     train, val = train_test_split(np.arange(len(y)), test_size=size, stratify=y, random_state=seed % 2**32)
     return np.sort(train), np.sort(val)
+
+
+def check_test_arrays(
+    x_shape: tuple[int, ...], y: np.ndarray, train_y: np.ndarray, shape: tuple[int, ...], where: str | Path
+) -> None:
+    """As `check_test_labels`; also for samples, stored as `x_shape`, that are not of the training part's `shape`."""
+    samples, *found = channels_first_shape(x_shape)
+    if tuple(found) != shape:
+        raise InputError(f"{where}: test samples have shape {tuple(found)}, training samples {shape}")
+    check_test_labels(y, samples, train_y, where)
 
 
 def check_test_labels(y: np.ndarray, samples: int, train_y: np.ndarray, where: str | Path) -> None:

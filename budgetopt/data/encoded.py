@@ -145,12 +145,8 @@ class EncodedPictures(Source):
 
     def checked_test(self, shape: tuple[int, ...], classes: int) -> Split:
         # two numbers, where metadata name classes that no training sample has
-        there = {len(self.class_names), int(self._train.y.max()) + 1 if self._has_train else len(self.class_names)}
-        if classes not in there:
-            raise InputError(
-                f"{self.name}: {len(self.class_names)} classes, the file has {classes}: which is which follows from "
-                "the training part, put it beside"
-            )
+        used = [int(self._train.y.max()) + 1] if self._has_train else []
+        self._check_numbering(classes, len(self.class_names), *used)
         return super().checked_test(shape, classes)
 
     def sampled(self, count: int) -> Source:

@@ -11,7 +11,7 @@ from budgetopt.data.dataset import (
     Arrays,
     Source,
     channels_first_shape,
-    check_test_labels,
+    check_test_arrays,
     suited,
     to_channels_first,
 )
@@ -56,10 +56,8 @@ class NpyFiles(Source):
         missing = [name for name in ("x_test", "y_test") if not self._file(name).is_file()]
         if missing:
             raise InputError(f"{self._folder}: no {' and '.join(f'{name}.npy' for name in missing)}")
-        samples, *found = channels_first_shape(self._mapped("x_test").shape)
-        if tuple(found) != shape:
-            raise InputError(f"{self._folder}: test samples have shape {tuple(found)}, training samples {shape}")
-        check_test_labels(self._labels("test"), samples, self._labels("train"), self._folder)
+        x_shape = self._mapped("x_test").shape
+        check_test_arrays(x_shape, self._labels("test"), self._labels("train"), shape, self._folder)
 
     def _part(self, part: str) -> Arrays:
         if self._whole:

@@ -15,7 +15,7 @@ from budgetopt.data.dataset import (
     Arrays,
     Source,
     channels_first_shape,
-    check_test_labels,
+    check_test_arrays,
     suited,
     to_channels_first,
 )
@@ -60,12 +60,9 @@ class NpzFile(Source):
         missing = [name for name in ("x_test", "y_test") if name not in self._read([])]
         if missing:
             raise InputError(f"{self.path}: no {' and '.join(missing)}: the front is reported on a test part")
-        samples, *found = channels_first_shape(_shape(self.path, "x_test"))
-        if tuple(found) != shape:
-            raise InputError(f"{self.path}: test samples have shape {tuple(found)}, training samples {shape}")
         _check_sizes(self.path, ["y_train", "y_test"])
         train_y, y = self._read(["y_train", "y_test"]).values()
-        check_test_labels(y, samples, train_y, self.path)
+        check_test_arrays(_shape(self.path, "x_test"), y, train_y, shape, self.path)
 
     def _pair(self, part: str) -> Arrays:
         names = self._whole or (f"x_{part}", f"y_{part}")

@@ -76,6 +76,7 @@ class RateDistortionSampler(BaseSampler):
         self.fallback.reseed_rng()
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.expected_gain = None  # a trial that waits in the queue is no proposal
         self.fallback.before_trial(study, trial)
 
     def after_trial(
@@ -92,7 +93,6 @@ class RateDistortionSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        self.expected_gain = None
         problem = self._problem if self._knows(study) else None
         if problem is None or not search_space.keys() <= problem.candidates.distributions.keys():
             return self.fallback.sample_relative(study, trial, search_space)

@@ -130,8 +130,6 @@ class StudySearcher(Searcher):
                 self.exhausted = True
                 self.reason = f"no more than {LEAST_GAIN:.1%} expected of any of the last {self._hopeless} proposals"
                 return Searcher.FINISHED
-            if self._guided:
-                self._guided.expected_gain = None  # what waits in the queue is no proposal of the model
             trial = self._study.ask()
             allocation = self._space.suggest(trial, list(self._context.objectives), self._most_ipc)
             if self._context.objectives[allocation.objective].steps == 0:  # nothing is trained: no weight of a loss

@@ -231,10 +231,11 @@ def exists(place: Place) -> bool:
     """Whether there is a study, or a file that should hold one."""
     if isinstance(place, Path):
         return place.exists()
-    if place.file is not None and not place.file.exists():
+    file = place.file
+    if file is not None and not file.exists():
         return False
     try:
-        if sqlalchemy.make_url(place.url).get_backend_name() == "sqlite" and not holds_studies(Path(str(place.file))):
+        if file is not None and sqlalchemy.make_url(place.url).drivername == "sqlite" and not holds_studies(file):
             return False
     except sqlite3.DatabaseError as error:
         raise InputError(f"cannot read {place.public}: {error}") from None

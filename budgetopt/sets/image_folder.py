@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from budgetopt.data.pictures import COLOUR, FORMATS, GREY, SUFFIXES
+from budgetopt.data.pictures import SUFFIXES, is_grey, opened, reason
 from budgetopt.errors import InputError
 from budgetopt.packing.container import MAX_SYMBOLS
+from budgetopt.packing.resized import channels_first, converted_to
 from budgetopt.sets.arrays import Arrays
 
 _SHOWN = 10  # classes named in a note
+T = TypeVar("T")
 
 
 def read(path: Path) -> Arrays:
@@ -27,8 +32,7 @@ def read(path: Path) -> Arrays:
     x = np.empty((len(files), channels, size[1], size[0]), np.uint8)
     for i, (file, _) in enumerate(files):
         with _opened(file) as image:
-            pixels = np.asarray(_load(image.convert, file, "L" if grey else "RGB"))
-        x[i] = pixels[None] if grey else pixels.transpose(2, 0, 1)
+            x[i] = channels_first(_one_line(file, partial(converted_to, image, channels)))
     notes = (f"classes by subfolder: {named}",) if named else ()
     return Arrays(x, np.array([label for _, label in files], np.int64), classes=classes, notes=notes)
 
@@ -66,9 +70,7 @@ def _survey(files: list[Path], path: Path) -> tuple[bool, tuple[int, int]]:
     grey, size, first = True, (0, 0), files[0]
     for file in files:
         with _opened(file) as image:
-            if image.mode not in GREY | COLOUR:
-                raise InputError(f"cannot read the image {str(file)!r}: pixels of type {image.mode}, expected 8 bits")
-            grey &= image.mode in GREY
+            grey &= is_grey(image)
             if file is first:
                 size = image.size
             elif image.size != size:
@@ -80,23 +82,17 @@ def _survey(files: list[Path], path: Path) -> tuple[bool, tuple[int, int]]:
 
 
 def _opened(file: Path) -> Any:
-    from PIL import Image
-
-    return _load(Image.open, file, file, formats=FORMATS)
+    return _one_line(file, lambda: opened(file.read_bytes()))
 
 
-def _load(call: Any, file: Path, *arguments: Any, **options: Any) -> Any:
-    import warnings
-
-    from PIL import Image
-
+def _one_line(file: Path, call: Callable[[], T]) -> T:
+    """Whatever damaged pictures raise becomes one line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return call(*arguments, **options)
-    except Exception as error:  # damaged pictures raise whatever the decoder finds first
-        raise InputError(f"cannot read the image {str(file)!r}: {error}") from None
+            warnings.simplefilter("ignore")  # of odd metadata and transparency
+            return call()
+    except Exception as error:
+        raise InputError(f"cannot read the image {str(file)!r}: {reason(error)}") from None
 
 
 def _kinds() -> str:
