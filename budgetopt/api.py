@@ -39,6 +39,7 @@ def search(
     data_root: str | Path | None = None,
     sampler: str | None = None,
     patience: int | None = None,
+    candidates: int | None = None,
     warm_start: Sequence[str | Path] = (),
     storage: str | None = None,
     address: str | None = None,
@@ -59,8 +60,9 @@ def search(
     URL of one, such as `s3://BUCKET/RUN`; one that holds this very run is gone on with. sampler: what proposes
     allocations, `rate-distortion` (the default) or `tpe`; with the former, patience: end after so many proposals in a
     row that promise less than 0.1 points, warm_start: run folders whose trials it learns from, also of other budgets
-    and on other data. parents: optimised sets start from the nearest finished one, where one is near, and take a third
-    of the steps.
+    and on other data. candidates: files that are retrained at the end, at most, the front among them
+    (default: 16). parents: optimised sets start from the nearest finished one, where one is near, and take a third of
+    the steps.
 
     storage: URL of a database or journal that keeps the study (default: `study.db` in the run folder), `sqlite:///FILE`,
     `journal:///FILE`, `postgresql://…` or `mysql://…`. address: `HOST:PORT` of the Ray cluster that runs the trials
@@ -90,6 +92,7 @@ def search(
         init=init,
         sampler=sampler,
         patience=patience,
+        candidates=candidates,
         warm_start=warm_start,
         address=address,
         label=label,

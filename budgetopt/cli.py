@@ -67,6 +67,10 @@ def search(
         int | None,
         typer.Option(help="End after so many proposals in a row that promise under 0.1 points (rate-distortion)."),
     ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Files that are retrained at the end, at most, the front among them (default: 16)."),
+    ] = None,
     warm_start: Annotated[
         list[str] | None,
         typer.Option(help="A run to learn from, of any budget or dataset; several allowed (rate-distortion)."),
@@ -103,6 +107,7 @@ def search(
         init=init,
         sampler=sampler,
         patience=patience,
+        candidates=candidates,
         warm_start=tuple(warm_start or ()),
         parents=parents,
         storage=storage,

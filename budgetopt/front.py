@@ -55,7 +55,9 @@ def best(size: np.ndarray, accuracy: np.ndarray) -> int:
 def near_front(size: np.ndarray, accuracy: np.ndarray, error: np.ndarray, most: int) -> np.ndarray:
     """Indices of the points within one standard error `error` of the front, nearest first, at most `most`.
 
-    A point's gap is what its accuracy lacks to the best accuracy of points with at most its bytes.
+    A point's gap is what its accuracy lacks to the best accuracy of points with at most its bytes. Where the front
+    alone has more members than there are places, up to half of the places go to points within one standard error of the
+    best accuracy, the others to members spread over log2(bytes).
     """
     size, accuracy = np.asarray(size, np.float64), np.asarray(accuracy, np.float64)
     gap = np.array([accuracy[size <= s].max() - a for s, a in zip(size, accuracy, strict=True)])
@@ -63,13 +65,14 @@ def near_front(size: np.ndarray, accuracy: np.ndarray, error: np.ndarray, most: 
     on_front = non_dominated(size, accuracy)
     order = sorted(index, key=lambda i: (not on_front[i], gap[i], size[i]))
     if len(order) > most and on_front[order[:most]].all() and on_front.sum() > most:
-        # More members than places: the most accurate one, then those spread over log2(bytes).
-        members = sorted(np.flatnonzero(on_front), key=lambda i: size[i])
-        sizes = np.log2(size[members])
-        wanted = np.linspace(sizes[-1], sizes[0], most)  # the largest member is the most accurate
-        left, chosen = list(range(len(members))), []
-        for place in wanted:  # each to the nearest member that has none yet
-            chosen.append(min(left, key=lambda i: abs(sizes[i] - place)))
+        top = best(size, accuracy)
+        rivals = sorted(index, key=lambda i: (-accuracy[i], size[i]))
+        rivals = [i for i in rivals if accuracy[i] >= accuracy[top] - error[top]][: math.ceil(most / 2)]
+        chosen, sizes = list(rivals), np.log2(size)
+        left = [i for i in np.flatnonzero(on_front) if i not in chosen]
+        for place in np.linspace(sizes[top], sizes[on_front].min(), most - len(chosen) + 1)[1:]:
+            # to the nearest that has none yet
+            chosen.append(min(left, key=lambda i: (abs(sizes[i] - place), size[i])))
             left.remove(chosen[-1])
-        return np.array([members[i] for i in chosen])
+        return np.array(chosen)
     return np.array(order[:most], dtype=np.int64)

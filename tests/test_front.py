@@ -167,6 +167,17 @@ def test_members_over_the_cap_are_spread_and_hold_the_most_accurate(most):
     assert gaps.max() <= 2.01 * gaps.min()  # 40 places in equal steps, rounded to whole places
 
 
+def test_rivals_of_the_best_take_up_to_half_of_the_places():
+    """Which of them is the most accurate is what a search is asked, and one short look at each does not say."""
+    size = np.concatenate([100.0 * 2.0 ** np.arange(10), [60_000, 61_000, 62_000]])
+    accuracy = np.concatenate([np.linspace(0.1, 0.7, 10), [0.695, 0.694, 0.69]])  # the last three are not on the front
+    found = near_front(size, accuracy, np.full(13, 0.02), 6).tolist()
+    assert found[:3] == [9, 10, 11]
+    assert set(found[3:]) < set(range(9))
+    assert 0 in found
+    assert near_front(size, accuracy, np.full(13, 0.001), 6).tolist()[:2] != [9, 10]
+
+
 def test_a_single_place_goes_to_the_most_accurate():
     found = near_front(np.array([10, 20, 30]), np.array([0.5, 0.6, 0.7]), np.full(3, 0.01), 1)
     assert found.tolist() == [2]

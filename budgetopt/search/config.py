@@ -25,6 +25,7 @@ NO_LIMIT = 30 * 86_400.0  # seconds
 Sampler = Literal["rate-distortion", "tpe"]
 DEFAULT_SAMPLER: Sampler = "rate-distortion"
 DEFAULT_TIME, DEFAULT_TIME_LARGE = 270.0, 3600.0  # seconds
+DEFAULT_CANDIDATES = 16
 
 
 class SearchConfig(declarative.Strict):
@@ -44,6 +45,7 @@ class SearchConfig(declarative.Strict):
     trials: Annotated[int, Field(ge=1)] | None = None
     time_limit: Annotated[float, Field(gt=0)] | None = None  # seconds, of the whole command
     patience: Annotated[int, Field(ge=1)] | None = None  # proposals in a row that promise nothing, before a search ends
+    candidates: Annotated[int, Field(ge=1)] = DEFAULT_CANDIDATES  # files that are retrained at the end, at most
     workers: Annotated[int, Field(ge=1)]
     gpus: Annotated[int, Field(ge=0)] = 0
     init: str | None = None
@@ -56,8 +58,8 @@ class SearchConfig(declarative.Strict):
     @property
     def identity(self) -> str:
         """Hash of what decides the result of a trial: two runs with the same identity are the same run."""
-        may_change = {"trials", "time_limit", "patience", "workers", "gpus", "data_root", "init", "warm_start"}
-        table = self.model_dump(exclude=may_change)
+        limits = {"trials", "time_limit", "patience", "candidates", "workers", "gpus"}
+        table = self.model_dump(exclude=limits | {"data_root", "init", "warm_start"})
         if self.sampler == "tpe":
             del table["sampler"]
         if not self.parents:
@@ -112,6 +114,7 @@ def resolve(
     spectrogram: str | None = None,
     sampler: str | None = None,
     patience: int | None = None,
+    candidates: int | None = None,
     warm_start: Sequence[str | Path] = (),
     address: str | None = None,
     parents: bool = False,
@@ -119,7 +122,7 @@ def resolve(
     """Turn names into contents, and check them all before anything is written; address: of the Ray cluster that runs
     the trials. Raises `InputError`."""
     size = Budget.parse(budget).bytes
-    check_limits(time_limit, trials, workers, patience)
+    check_limits(time_limit, trials, workers, patience, candidates)
     guided = (sampler or DEFAULT_SAMPLER) == "rate-distortion"
     if patience is not None and not guided:
         raise InputError(f"--patience {patience} needs a sampler that expects something: --sampler rate-distortion")
@@ -158,6 +161,7 @@ def resolve(
         trials=trials,
         time_limit=time_limit,
         patience=patience,
+        candidates=candidates or DEFAULT_CANDIDATES,
         workers=workers or default_workers(cores, gpus),
         gpus=gpus,
         init=None if init is None else str(Path(init).resolve()),
@@ -178,11 +182,15 @@ def _content_hash(path: Path) -> str:
 
 
 def check_limits(
-    time_limit: float | None, trials: int | None, workers: int | None, patience: int | None = None
+    time_limit: float | None,
+    trials: int | None,
+    workers: int | None,
+    patience: int | None = None,
+    candidates: int | None = None,
 ) -> None:
     """Raise `InputError` for a limit that is not positive; None is no limit."""
     limits = {"trials": trials, "workers": workers, "time limit": time_limit, "patience": patience}
-    for name, value in limits.items():
+    for name, value in {**limits, "number of candidates": candidates}.items():
         if value is not None and value <= 0:
             raise InputError(f"the {name} must be positive, got {value}")
 

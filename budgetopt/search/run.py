@@ -37,7 +37,7 @@ from budgetopt.search.config import SearchConfig, check_limits, default_time, de
 from budgetopt.search.design import Design, smallest_file
 from budgetopt.search.evidence import Earlier
 from budgetopt.search.explanation import Explanation, explain
-from budgetopt.search.finish import MOST_CANDIDATES, Final, finish
+from budgetopt.search.finish import Final, finish
 from budgetopt.search.folder import RunFolder
 from budgetopt.search.joining import open_to_others
 from budgetopt.search.parents import ParentChoice
@@ -273,7 +273,7 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
 
     def stop() -> bool:
         finished = len(progress.complete())
-        candidates = min(MOST_CANDIDATES, max(2, finished))
+        candidates = min(config.candidates, max(2, finished))
         reserve = min(progress.final_seconds(candidates, config.protocol.seeds), 0.5 * progress.time_limit)
         # a late file is better than none: without one the limit counts twice
         late = progress.elapsed > (progress.time_limit - reserve if finished else 2 * progress.time_limit)

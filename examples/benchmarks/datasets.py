@@ -32,6 +32,7 @@ from budgetopt.search import study as studies
 from budgetopt.search.folder import RunFolder
 
 SELECTIONS = ("random", "herding")
+ARMS = ("ours", *SELECTIONS)
 # what a coreset may choose: the coder is that of every file
 SPACE = """selection = ["{selection}"]
 transform = ["identity"]
@@ -90,31 +91,25 @@ def trials_of(run: Path) -> int:
     )
 
 
-def searched(name: str, seed: int, args: argparse.Namespace) -> dict[str, Result]:
-    """The three arms of one run, made or read."""
-    task, folder = TASKS[name], args.out / name
-    plain = {"dataset": source_of(task, args), "data_root": args.data, "seed": seed, "workers": args.workers}
-    run = folder / f"ours-{seed}"
-    limits = {"trials": args.trials} if args.trials else {"time_limit": 60 * args.minutes}
-    limits |= {"sampler": args.sampler} if args.sampler else {}
-    found = {"ours": _done(run) or budgetopt.search(task.budget, out=run, **plain, **limits, **_protocol(args))}
-    for selection in SELECTIONS:
-        space = args.out / f"{selection}.toml"
-        space.write_text(SPACE.format(selection=selection))
-        beside = folder / f"{selection}-{seed}"
-        found[selection] = _done(beside) or budgetopt.search(
-            task.budget, out=beside, objectives=["coreset"], space=str(space), trials=trials_of(run), **plain,
-            **_protocol(args),
-        )  # fmt: skip
-    return found
+def search(name: str, arm: str, seed: int, args: argparse.Namespace) -> None:
+    """One arm of one run, unless it is done."""
+    task, run, ours = TASKS[name], args.out / name / f"{arm}-{seed}", args.out / name / f"ours-{seed}"
+    if _done(run):
+        return
+    options = {"dataset": source_of(task, args), "data_root": args.data, "seed": seed, "workers": args.workers}
+    options |= {"candidates": args.candidates, "protocol": args.protocol}
+    if arm == "ours":
+        options |= {"trials": args.trials} if args.trials else {"time_limit": 60 * args.minutes}
+        options |= {"sampler": args.sampler}
+    else:
+        space = args.out / f"{arm}.toml"
+        space.write_text(SPACE.format(selection=arm))
+        options |= {"objectives": ["coreset"], "space": space, "trials": args.trials or trials_of(ours)}
+    budgetopt.search(task.budget, out=run, **options)
 
 
 def _done(run: Path) -> Result | None:
     return result.read(run) if result.is_final(run) else None
-
-
-def _protocol(args: argparse.Namespace) -> dict[str, str]:
-    return {"protocol": args.protocol} if args.protocol else {}
 
 
 def row(name: str, runs: Sequence[Mapping[str, Result]]) -> list[str]:
@@ -155,8 +150,7 @@ def draw(name: str, runs: Sequence[Mapping[str, Result]], path: Path) -> None:
 
 def finished(name: str, args: argparse.Namespace) -> list[dict[str, Result]]:
     """Runs of which all arms are done."""
-    arms = ("ours", *SELECTIONS)
-    runs = [{arm: _done(args.out / name / f"{arm}-{seed}") for arm in arms} for seed in range(args.runs)]
+    runs = [{arm: _done(args.out / name / f"{arm}-{seed}") for arm in ARMS} for seed in range(args.runs)]
     return [{arm: found for arm, found in run.items() if found} for run in runs if all(run.values())]
 
 
@@ -169,6 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=3, help="independent runs of every arm (default: 3)")
     parser.add_argument("--minutes", type=float, default=20.0, help="of one search of ours (default: 20)")
     parser.add_argument("--trials", type=int, help="of one search of ours, in place of the minutes")
+    parser.add_argument("--candidates", type=int, help="files that a search retrains at its end (default: its own)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="those to run now (default: all)")
     parser.add_argument("--workers", type=int, help="trials at once (default: one per core)")
     parser.add_argument("--sampler", help="of ours, in place of the default")
     parser.add_argument("--protocol", help="in place of the one that suits the data")
@@ -178,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         for seed in range(args.runs if args.task else 0):
             console.print(f"{args.task}, run {seed + 1} of {args.runs}", style="dim")
-            searched(args.task, seed, args)
+            for arm in args.arms:
+                search(args.task, arm, seed, args)
     except InputError as error:
         raise SystemExit(f"{args.task}: {error}") from None
     title = "Accuracy on the test split, %; 95 % Student-t intervals over runs"
