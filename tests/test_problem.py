@@ -51,3 +51,16 @@ def test_what_a_user_brings_is_measured_too(context, monkeypatch):
     measures = Measures(replace(context, init=brought), selector)
     assert sum(measures._bench.init.counts) == 5
     assert np.isfinite(measures.coding(KINDS[1]).distortion)
+
+
+def test_a_trial_that_optimises_costs_as_many_evaluations_as_it_sees_samples(context):
+    """150 steps on all samples of a set, against 2½ trainings of 200 steps of 128 samples."""
+    from budgetopt import objective, space
+    from budgetopt.search.problem import problem_of
+
+    objectives = dict([*context.objectives.items(), objective.resolve("dm")])
+    context = replace(context, objectives=objectives)
+    measures = Measures(context, Selector(context.train, context.spec))
+    found = problem_of(context, space.resolve("image"), 10, measures)
+    assert objectives["dm"].steps == 150
+    assert found.work == {"coreset": 0.0, "dm": pytest.approx(150 / (2.5 * 200 * 128))}

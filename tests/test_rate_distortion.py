@@ -1,5 +1,6 @@
 """The rate–distortion model: the fit of the law, sizes, acquisitions."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -340,6 +341,7 @@ def made(count, noise=0.05, wave=0.0, seed=0):
         growth=np.repeat([0.0, 0.1], 4),
         growth_std=np.repeat([0.0, 0.05], 4),
         works=np.ones(8),
+        work=np.zeros(8),
     )
 
     def truth(points):
@@ -394,6 +396,23 @@ def test_what_runs_counts_as_expected_and_takes_doubt_away():
         later.error.predict(near.n, np.array([0.28]), np.array([1]), np.array([[0.0, 1.0]]))[1]
         < (model.error.predict(near.n, np.array([0.28]), np.array([1]), np.array([[0.0, 1.0]]))[1])
     )
+
+
+def test_ranking_is_by_gain_for_what_a_trial_costs():
+    """An optimised set of hundreds of samples has to gain several times as much as one of few."""
+    model, _, _ = made(40)
+    model.refine(model.hyperparameters())
+    dear = replace(model.kinds, work=np.repeat([0.0, 0.01], 4))
+    at = Points(np.repeat(np.arange(8), 30), np.tile(np.exp(np.linspace(0, 5.5, 30)), 8))
+    plain, _ = model.ranked(at, True, 0.1)
+    model.kinds = dear
+    order, gain = model.ranked(at, True, 0.1)
+    everything = model.gain(model.predict(at), True, 0.1)
+    assert gain == pytest.approx(everything[order])
+    classes = model.classes
+    expected = np.argsort(-everything / (1 + dear.work[at.kind] * at.n * classes), kind="stable")
+    np.testing.assert_array_equal(order[:50], expected[:50])
+    assert list(order[:50]) != list(plain[:50])
 
 
 def test_ranking_is_by_gain():

@@ -326,6 +326,26 @@ def test_packed_sizes_decide_between_the_best():
     assert gains[0] > gains[1] > gains[2] == 0.0
 
 
+@pytest.mark.parametrize("at_budget", [True, False])
+def test_of_equal_gains_the_cheaper_trial_is_proposed(at_budget):
+    """With optimisation a hundred times as dear as an evaluation, optimised sets are left alone; what is expected of
+    the proposal is its gain all the same, not that by cost."""
+    number = 40 if at_budget else 41
+    found = {}
+    for work in (0.0, 100.0):
+        known = problem(work={"coreset": 0.0, "dm": work})
+        study = filled_study(number, SPACE, known)
+        sampler = RateDistortionSampler(known)
+        view = sampler.view(study, number)
+        found[work] = sampler.propose(study, number)
+        size = known.initial_bytes(found[work])
+        kind = view.table.kinds.index(replace(found[work], ipc=1))
+        gain = RateDistortionSampler._gains(view, [Packed(found[work], kind, size)], at_budget)[0]
+        assert sampler.expected_gain == pytest.approx(gain / (1.0 if at_budget else view.log_rectangle))
+    assert found[0.0].objective == "dm"
+    assert found[100.0].objective == "coreset"
+
+
 def test_of_large_sets_only_one_is_packed():
     """Packing 30 kB of pictures takes a second: as much as rescoring may cost."""
     packed = {}

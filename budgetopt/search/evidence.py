@@ -145,6 +145,7 @@ class KindTable:
             growth=growth[0],
             growth_std=growth[1],
             works=self._works([*observed, *near], rows),
+            work=np.array([problem.work.get(k.objective, 0.0) for k in rows]),
         )
 
     def history(self, observed: Sequence[Observed]) -> tuple[History, list[int]]:

@@ -90,7 +90,7 @@ def explain(view: View, smallest: float) -> Explanation:
         tuple(spots),
         tuple(laws),
         model.error.misfit,
-        float(gains[0][0]),
-        float(gains[1][0]) / (width * (1.0 - problem.chance)),
+        float(max(gains[0])),
+        float(max(gains[1])) / (width * (1.0 - problem.chance)),
         model.finished,
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,7 +35,8 @@ class Problem:
     """budget: bytes; chance: accuracy of guessing; class_counts: samples that a class has; validation:
     samples that accuracies are measured on; trained: objectives with optimisation steps. measure: what a kind does to
     samples, of its initial set; initial_bytes: length of the file of an allocation's initial set. Both are pure and
-    keep what they found: the sampler asks again."""
+    keep what they found: the sampler asks again. work: by objective, what optimising costs for every sample of a set,
+    as a share of what evaluating a trial does; none where nothing is optimised."""
 
     candidates: Candidates
     budget: int
@@ -45,6 +46,7 @@ class Problem:
     trained: frozenset[str]
     measure: Callable[[Allocation], Coding]
     initial_bytes: Callable[[Allocation], int]
+    work: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def _cumulative(self) -> np.ndarray:
@@ -108,6 +110,8 @@ def problem_of(context: TrialContext, space: SearchSpace, most_ipc: int, measure
     assert context.budget is not None
     steps = {name: objective.steps for name, objective in context.objectives.items()}
     counts = context.spec.class_counts if context.init is None else context.init.counts
+    protocol = context.protocol
+    evaluated = (protocol.search_seeds + protocol.rung_share) * protocol.steps * protocol.batch  # samples in a trial
     return Problem(
         candidates=SpaceCandidates(space, steps, context.spec.shape, most_ipc, context.seed),
         budget=context.budget,
@@ -117,4 +121,5 @@ def problem_of(context: TrialContext, space: SearchSpace, most_ipc: int, measure
         trained=frozenset(name for name, count in steps.items() if count),
         measure=measures.coding,
         initial_bytes=measures.initial_bytes,
+        work={name: count / evaluated for name, count in steps.items()},  # all samples of the set in every step
     )

@@ -29,7 +29,7 @@ SOUND, PRIOR_TRIALS = 0.95, 1.0  # share of trials that do not fail, before ther
 class Kinds:
     """K kinds of allocations, their number of samples set aside. method: (K,) index; delta: (K,) δ; levels: (K,);
     choices: (K, k) zeros and ones; coding: (K,) index of the way of coding; growth, growth_std: (K,) of the logarithm
-    of optimised over initial bytes; works: (K,) probability that a trial does not fail."""
+    of optimised over initial bytes; works: (K,) probability that a trial does not fail; work: (K,) as in `Problem`."""
 
     method: np.ndarray
     delta: np.ndarray
@@ -39,6 +39,7 @@ class Kinds:
     growth: np.ndarray
     growth_std: np.ndarray
     works: np.ndarray
+    work: np.ndarray
 
     def __len__(self) -> int:
         return len(self.method)
@@ -212,13 +213,17 @@ class Model:
             )
         return found * predicted.valid
 
+    def cost(self, points: Points) -> np.ndarray:
+        """(N,) of a trial, in those of its evaluation."""
+        return 1.0 + self.kinds.work[points.kind] * points.n * self.classes
+
     def ranked(self, points: Points, at_budget: bool, chance: float) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the best SHORTLIST points, best first, and their expected gains. The law alone scores all of them,
-        the whole model those that it leaves; ties to earlier points."""
+        """Indices of the SHORTLIST points that gain most for what they cost, best first, and their expected gains. The
+        law alone scores all of them, the whole model those that it leaves; ties to earlier points."""
         rough = self.gain(self.predict(points, law_only=True), at_budget, chance, exact=False)
-        order = np.argsort(-rough, kind="stable")[:SHORTLIST]
+        order = np.argsort(-rough / self.cost(points), kind="stable")[:SHORTLIST]
         gain = self.gain(self.predict(points[order]), at_budget, chance)
-        best = np.argsort(-gain, kind="stable")
+        best = np.argsort(-gain / self.cost(points[order]), kind="stable")
         return order[best], gain[best]
 
 
