@@ -163,6 +163,7 @@ def test_time_limit(refused, command, limit):
         ("--trials", "0", "the trials must be positive, got 0"),
         ("--trials", "-3", "the trials must be positive, got -3"),
         ("--workers", "0", "the workers must be positive, got 0"),
+        ("--candidates", "0", "the number of candidates must be positive, got 0"),
         ("--seed", "-1", "the seed must not be negative, got -1"),
     ],
 )

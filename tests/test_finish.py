@@ -17,7 +17,7 @@ from budgetopt.scores import Evaluation, Score
 from budgetopt.search import engine
 from budgetopt.search.config import resolve
 from budgetopt.search.engine import gpu_share
-from budgetopt.search.finish import Final, _figure, _test, lossless_bytes
+from budgetopt.search.finish import Final, _figure, _fix, _test, lossless_bytes
 from budgetopt.search.folder import RunFolder
 from budgetopt.search.progress import Progress
 from budgetopt.search.study import Record
@@ -112,6 +112,29 @@ def test_a_resumed_run_knows_how_long_a_training_takes():
     assert progress.training_time() == 60.0
     assert [record.number for record in progress.ended] == [0, 1, 2]
     assert progress.final_seconds(16, 5) > 4900
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 16])
+def test_only_candidates_are_retrained(final, monkeypatch, candidates):
+    """Ten files, each larger and more accurate than the one before; the reference on the lossless set is left out."""
+    monkeypatch.setattr("budgetopt.search.finish.lossless_bytes", lambda *_: None)
+    config = final.config.model_copy(update={"candidates": candidates})
+    final = replace(final, config=config, progress=Progress(1e6, 1))
+    final.study.set_user_attr("smallest_bytes", 10)
+    final.folder.path.joinpath("trials").mkdir()
+    records = []
+    for number in range(10):
+        data = bytes(20 * 2**number)
+        final.folder.path.joinpath(f"trials/{number}.bopt").write_bytes(data)
+        held = (len(data), 10, 0.1 + number / 20, 0.001, f"trials/{number}.bopt", None, {})
+        records.append(Record(number, "complete", Allocation(ipc=number + 1), *held))
+    trainer = Trainer(monkeypatch)
+    table = _fix(final, records)
+    trained = {len(subject) for subject, _ in trainer.groups}
+    assert len(trained) == table["candidates"] == table["candidates_near_front"] == min(candidates, 10)
+    assert 20 * 2**9 in trained
+    assert {member["bytes"] for member in table["members"]} <= trained
+    assert final.observer.lines[0] == f"search ended: {min(candidates, 10)} candidates retrained on validation"
 
 
 def test_a_failed_training_costs_its_file(final, digits, monkeypatch):
