@@ -110,17 +110,21 @@ def resume(
     time_limit: float | None = None,
     trials: int | None = None,
     workers: int | None = None,
+    patience: int | None = None,
+    candidates: int | None = None,
     address: str | None = None,
     report: Report | None = None,
     verbose: bool = False,
 ) -> Result:
     """Go on with the run in folder `run`, on this machine or on the Ray cluster at `address`; a finished one is just
-    read. Raises `InputError` where there is none."""
+    read. Limits are as in `search`, by default those that the run had. Raises `InputError` where there is none."""
     from budgetopt.report.display import Silent
+    from budgetopt.search.config import Limits
     from budgetopt.search.folder import RunFolder
     from budgetopt.search.run import resume_run
 
-    return resume_run(RunFolder.existing(run), report or Silent(), verbose, time_limit, trials, workers, address)
+    limits = Limits(time_limit, trials, workers, patience, candidates)
+    return resume_run(RunFolder.existing(run), report or Silent(), verbose, limits, address)
 
 
 def join(run: str | Path, *, workers: int | None = None, say: Callable[[str], None] = print) -> None:

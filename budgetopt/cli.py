@@ -12,10 +12,12 @@ import typer
 from budgetopt import cli_data, cli_files, option_text, process, terminal
 from budgetopt.cli_options import (
     Address,
+    Candidates,
     DataRoot,
     Dataset,
     Init,
     Label,
+    Patience,
     Protocol,
     Resize,
     Run,
@@ -63,14 +65,8 @@ def search(
     sampler: Annotated[
         str | None, typer.Option(help="What proposes allocations: rate-distortion or tpe (default: rate-distortion).")
     ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(help="End after so many proposals in a row that promise under 0.1 points (rate-distortion)."),
-    ] = None,
-    candidates: Annotated[
-        int | None,
-        typer.Option(help="Files that are retrained at the end, at most, the front among them (default: 16)."),
-    ] = None,
+    patience: Patience = None,
+    candidates: Candidates = None,
     warm_start: Annotated[
         list[str] | None,
         typer.Option(help="A run to learn from, of any budget or dataset; several allowed (rate-distortion)."),
@@ -128,6 +124,8 @@ def resume(
     time_limit: TimeLimit = None,
     trials: Trials = None,
     workers: Workers = None,
+    patience: Patience = None,
+    candidates: Candidates = None,
     address: Address = None,
     join: Annotated[
         bool, typer.Option("--join", help="Lend this machine's cores to the process that drives the run already.")
@@ -138,7 +136,8 @@ def resume(
     from budgetopt import api
 
     if join:
-        others = {"--time-limit": time_limit, "--trials": trials, "--address": address}
+        others = {"--time-limit": time_limit, "--trials": trials, "--patience": patience, "--candidates": candidates}
+        others["--address"] = address
         for name, value in others.items():
             if value is not None:
                 raise InputError(f"{name} {value} is for the process that drives the run: --join takes --workers only")
@@ -150,6 +149,8 @@ def resume(
         time_limit=option_text.seconds(time_limit),
         trials=trials,
         workers=workers,
+        patience=patience,
+        candidates=candidates,
         address=address,
         report=terminal.report(console),
         verbose=verbose,

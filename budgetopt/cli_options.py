@@ -39,6 +39,14 @@ TimeLimit = Annotated[
     typer.Option(help="Time of the whole command: 90, 90s, 5min, 1h."),
 ]
 Trials = Annotated[int | None, typer.Option(help="Stop after this many trials.")]
+Patience = Annotated[
+    int | None,
+    typer.Option(help="End after so many proposals in a row that promise under 0.1 points (rate-distortion)."),
+]
+Candidates = Annotated[
+    int | None,
+    typer.Option(help="Files that are retrained at the end, at most, the front among them (default: 16)."),
+]
 Workers = Annotated[int | None, typer.Option(help="Trials at once (default: one per core, or four per GPU).")]
 Address = Annotated[
     str | None, typer.Option(help="HOST:PORT of the Ray cluster that runs the trials (default: this machine alone).")

@@ -14,6 +14,7 @@ from sets import packed_set
 
 from budgetopt import cli
 from budgetopt.packing import UniformLevels, container, pack
+from budgetopt.search.config import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*set_metric_names is experimental")
 HINT_BUDGET = "write for example 30kb"
@@ -169,6 +170,15 @@ def test_time_limit(refused, command, limit):
 )
 def test_numbers(refused, option, value, hint):
     refused([*SEARCH, option, value], hint)
+
+
+def test_patience_needs_a_sampler_that_expects_something(refused, tmp_path):
+    hint = "--patience 3 needs a sampler that expects something: --sampler rate-distortion"
+    refused([*SEARCH, "--sampler", "tpe", "--patience", "3"], hint)
+    (tmp_path / "run").mkdir()
+    config = resolve("1kb", sampler="tpe")[0]
+    (tmp_path / "run" / "config.json").write_text(config.model_dump_json())
+    refused(["resume", tmp_path / "run", "--patience", "3"], hint)
 
 
 @pytest.mark.parametrize("option", ["--trials", "--workers", "--seed"])

@@ -81,9 +81,10 @@ def test_where_nobody_drives_the_run_it_is_said_in_one_line(tmp_path):
 
 def test_only_the_driver_has_limits(tmp_path):
     (tmp_path / "run").mkdir()
-    done = command("resume", "run", "--join", "--trials", 3, folder=tmp_path, check=False)
-    assert done.returncode == 2
-    assert "--trials 3 is for the process that drives the run" in done.stderr
+    for option in ("--trials", "--patience", "--candidates"):
+        done = command("resume", "run", "--join", option, 3, folder=tmp_path, check=False)
+        assert done.returncode == 2
+        assert f"{option} 3 is for the process that drives the run" in done.stderr
 
 
 @pytest.mark.parametrize(

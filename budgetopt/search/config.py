@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -25,7 +26,30 @@ NO_LIMIT = 30 * 86_400.0  # seconds
 Sampler = Literal["rate-distortion", "tpe"]
 DEFAULT_SAMPLER: Sampler = "rate-distortion"
 DEFAULT_TIME, DEFAULT_TIME_LARGE = 270.0, 3600.0  # seconds
-DEFAULT_CANDIDATES = 16
+MOST_CANDIDATES = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may change when a run goes on; None: as it was, or the default. time_limit: seconds."""
+
+    time_limit: float | None = None
+    trials: int | None = None
+    workers: int | None = None
+    patience: int | None = None
+    candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for one that is not positive."""
+        names = {"time_limit": "time limit", "candidates": "number of candidates"}
+        for name, value in self.given.items():
+            if value <= 0:
+                raise InputError(f"the {names.get(name, name)} must be positive, got {value}")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """By name, those that are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class SearchConfig(declarative.Strict):
@@ -45,7 +69,7 @@ class SearchConfig(declarative.Strict):
     trials: Annotated[int, Field(ge=1)] | None = None
     time_limit: Annotated[float, Field(gt=0)] | None = None  # seconds, of the whole command
     patience: Annotated[int, Field(ge=1)] | None = None  # proposals in a row that promise nothing, before a search ends
-    candidates: Annotated[int, Field(ge=1)] = DEFAULT_CANDIDATES  # files that are retrained at the end, at most
+    candidates: Annotated[int, Field(ge=1)] | None = None  # files that are retrained at the end, at most
     workers: Annotated[int, Field(ge=1)]
     gpus: Annotated[int, Field(ge=0)] = 0
     init: str | None = None
@@ -58,8 +82,7 @@ class SearchConfig(declarative.Strict):
     @property
     def identity(self) -> str:
         """Hash of what decides the result of a trial: two runs with the same identity are the same run."""
-        limits = {"trials", "time_limit", "patience", "candidates", "workers", "gpus"}
-        table = self.model_dump(exclude=limits | {"data_root", "init", "warm_start"})
+        table = self.model_dump(exclude={*asdict(self.limits), "gpus", "data_root", "init", "warm_start"})
         if self.sampler == "tpe":
             del table["sampler"]
         if not self.parents:
@@ -68,6 +91,14 @@ class SearchConfig(declarative.Strict):
             if table[name] is None:
                 del table[name]
         return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.time_limit, self.trials, self.workers, self.patience, self.candidates)
+
+    @property
+    def most_candidates(self) -> int:
+        return self.candidates or MOST_CANDIDATES
 
     @property
     def device(self) -> str:
@@ -122,11 +153,9 @@ def resolve(
     """Turn names into contents, and check them all before anything is written; address: of the Ray cluster that runs
     the trials. Raises `InputError`."""
     size = Budget.parse(budget).bytes
-    check_limits(time_limit, trials, workers, patience, candidates)
-    guided = (sampler or DEFAULT_SAMPLER) == "rate-distortion"
-    if patience is not None and not guided:
-        raise InputError(f"--patience {patience} needs a sampler that expects something: --sampler rate-distortion")
-    if warm_start and not guided:
+    limits = Limits(time_limit, trials, workers, patience, candidates)
+    check_patience(patience, sampler or DEFAULT_SAMPLER)
+    if warm_start and (sampler or DEFAULT_SAMPLER) != "rate-distortion":
         raise InputError(f"--warm-start {warm_start[0]} needs a sampler that learns from it: --sampler rate-distortion")
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
@@ -158,17 +187,19 @@ def resolve(
         space=space.resolve(space_name),
         protocol=protocol.resolve(protocol_name or source.protocol),
         seed=seed,
-        trials=trials,
-        time_limit=time_limit,
-        patience=patience,
-        candidates=candidates or DEFAULT_CANDIDATES,
-        workers=workers or default_workers(cores, gpus),
+        **{"workers": default_workers(cores, gpus), **limits.given},
         gpus=gpus,
         init=None if init is None else str(Path(init).resolve()),
         init_hash=None if init is None else _content_hash(Path(init)),
         warm_start=[str(run) if is_url(str(run)) else str(Path(run).resolve()) for run in warm_start],
     )
     return config, source
+
+
+def check_patience(patience: int | None, sampler: str) -> None:
+    """Raise `InputError` for a sampler that expects nothing of its proposals."""
+    if patience is not None and sampler != "rate-distortion":
+        raise InputError(f"--patience {patience} needs a sampler that expects something: --sampler rate-distortion")
 
 
 def _content_hash(path: Path) -> str:
@@ -179,20 +210,6 @@ def _content_hash(path: Path) -> str:
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-
-
-def check_limits(
-    time_limit: float | None,
-    trials: int | None,
-    workers: int | None,
-    patience: int | None = None,
-    candidates: int | None = None,
-) -> None:
-    """Raise `InputError` for a limit that is not positive; None is no limit."""
-    limits = {"trials": trials, "workers": workers, "time limit": time_limit, "patience": patience}
-    for name, value in {**limits, "number of candidates": candidates}.items():
-        if value is not None and value <= 0:
-            raise InputError(f"the {name} must be positive, got {value}")
 
 
 def machine(address: str | None = None) -> tuple[int, int]:

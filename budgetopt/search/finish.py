@@ -99,13 +99,13 @@ def finish(final: Final) -> None:
 def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
     """Retrain the candidates on validation with fresh seeds; only those figures decide. Writes the fixed front."""
     config, progress, seeds = final.config, final.progress, final.config.protocol.seeds
-    affordable = config.candidates
+    affordable = config.most_candidates
     while affordable > 2 and progress.final_seconds(affordable, seeds) > max(
         progress.remaining, 0.3 * progress.time_limit
     ):
         affordable -= 1
     sizes, accuracies, errors = (np.array([getattr(r, n) for r in finished]) for n in ("bytes", "accuracy", "error"))
-    wanted = len(near_front(sizes, accuracies, errors, config.candidates))
+    wanted = len(near_front(sizes, accuracies, errors, config.most_candidates))
     candidates = [finished[i] for i in near_front(sizes, accuracies, errors, affordable)]
     enough = "" if len(candidates) == wanted else f" (of {wanted} near the front; --time-limit allows no more)"
     progress.phase = "retraining candidates on validation"

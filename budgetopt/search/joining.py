@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 from budgetopt.errors import InputError
 from budgetopt.search import engine
-from budgetopt.search.config import SearchConfig, check_limits, default_workers, machine
+from budgetopt.search.config import Limits, SearchConfig, default_workers, machine
 from budgetopt.search.folder import RunFolder
 
 PATIENCE = 3.0  # seconds for which the driver may not answer
@@ -43,7 +43,7 @@ def open_to_others(out: RunFolder) -> Iterator[None]:
 def join(out: RunFolder, workers: int | None, say: Callable[[str], None], interrupted: Callable[[], bool]) -> None:
     """Work for the driver of the run `out` until it ends or `interrupted()`. Raises `InputError` where nobody drives
     the run."""
-    check_limits(None, None, workers)
+    Limits(workers=workers)  # which refuses a wrong one
     SearchConfig.load(out.config)  # an error where there is no run
     address, token = _driver(out)
     cores, gpus = machine()

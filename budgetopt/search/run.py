@@ -33,7 +33,7 @@ from budgetopt.report import files
 from budgetopt.search import engine
 from budgetopt.search import storage as storages
 from budgetopt.search import study as studies
-from budgetopt.search.config import SearchConfig, check_limits, default_time, default_workers, machine
+from budgetopt.search.config import Limits, SearchConfig, check_patience, default_time, default_workers, machine
 from budgetopt.search.design import Design, smallest_file
 from budgetopt.search.evidence import Earlier
 from budgetopt.search.explanation import Explanation, explain
@@ -83,7 +83,7 @@ def new_run(
         held = out.study
         if url is not None and getattr(held, "url", None) != url:
             raise InputError(f"the study of the run {str(out)!r} is kept elsewhere: leave out --storage")
-        return resume_run(out, report, verbose, config.time_limit, config.trials, config.workers, address)
+        return resume_run(out, report, verbose, config.limits, address)
     place = None if url is None else Remote(url, f"{out.path.name}-{secrets.token_hex(4)}")
     if place is not None:
         storages.opened(place)  # an error of it comes before anything is written
@@ -115,23 +115,19 @@ def resume_run(
     out: RunFolder,
     report: Report,
     verbose: bool,
-    time_limit: float | None = None,
-    trials: int | None = None,
-    workers: int | None = None,
+    limits: Limits,
     address: str | None = None,
 ) -> result.Result:
     """Go on with a run after anything: no finished trial is lost, interrupted ones start again once.
 
-    Without a new `time_limit` the run has what was left of its own.
+    Without a new time limit the run has what was left of its own.
     """
     _quiet_optuna(verbose)
     config = SearchConfig.load(out.config)
-    updates: dict[str, Any] = {"time_limit": time_limit, "trials": trials, "workers": workers}
-    check_limits(time_limit, trials, workers)
-    cores, updates["gpus"] = machine(address)  # the run may go on on another one
-    if workers is None and (address or updates["gpus"] != config.gpus):
-        updates["workers"] = default_workers(cores, updates["gpus"])
-    config = config.model_copy(update={k: v for k, v in updates.items() if v is not None})
+    check_patience(limits.patience, config.sampler)
+    cores, gpus = machine(address)  # the run may go on on another one
+    workers = config.workers if gpus == config.gpus and not address else default_workers(cores, gpus)
+    config = config.model_copy(update={"workers": workers, **limits.given, "gpus": gpus})
     studies.check(out.study)  # before the lock is written
     if all(path.exists() for path in (out.front_json, out.front_csv, out.front_png)) and result.is_final(out.path):
         if out.mirror:
@@ -156,7 +152,7 @@ def resume_run(
             study.enqueue_trial(again["params"], user_attrs={"restart_of": again["number"]}, skip_if_exists=False)
         config = config.with_time_limit(dataset.spec.values)
         report.plan(config, dataset, out, study.user_attrs["smallest_bytes"])
-        earlier = 0.0 if time_limit else float(study.user_attrs.get("seconds", 0.0))
+        earlier = 0.0 if limits.time_limit else float(study.user_attrs.get("seconds", 0.0))
         return _drive(config, dataset, context, study, out, report, verbose, earlier, address)
 
 
@@ -273,7 +269,7 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
 
     def stop() -> bool:
         finished = len(progress.complete())
-        candidates = min(config.candidates, max(2, finished))
+        candidates = min(config.most_candidates, max(2, finished))
         reserve = min(progress.final_seconds(candidates, config.protocol.seeds), 0.5 * progress.time_limit)
         # a late file is better than none: without one the limit counts twice
         late = progress.elapsed > (progress.time_limit - reserve if finished else 2 * progress.time_limit)
