@@ -112,7 +112,7 @@ def apply(x: torch.Tensor, drawn: Draw) -> torch.Tensor:
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = (x - mean) * drawn.contrast.view(-1, 1, 1, 1) + mean
     if drawn.affine is not None:
-        affine = drawn.affine if len(sides) == 2 else _in_unit_sides(drawn.affine, sides)
+        affine = _in_unit_sides(drawn.affine, sides)
         grid = F.affine_grid(affine.expand(n, -1, -1), [n, 1, *sides], align_corners=False)
         # `border` and not zeros: zero is the mean grey of a standardised image, not its background
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -127,6 +127,8 @@ def apply(x: torch.Tensor, drawn: Draw) -> torch.Tensor:
 
 
 def _in_unit_sides(affine: torch.Tensor, sides: torch.Size) -> torch.Tensor:
-    """(m, 3, 4) with its linear part in voxels → in [−1, 1] coordinates; sides: (d, h, w)."""
+    """(m, 2, 3) or (m, 3, 4) with its linear part in pixels or voxels → in [−1, 1] coordinates; sides: (h, w) or (d, h,
+    w)."""
+    axes = len(sides)
     lengths = torch.tensor(sides[::-1], dtype=affine.dtype, device=affine.device)
-    return torch.cat([affine[:, :, :3] * lengths / lengths[:, None], affine[:, :, 3:]], 2)
+    return torch.cat([affine[:, :, :axes] * lengths / lengths[:, None], affine[:, :, axes:]], 2)

@@ -75,15 +75,16 @@ def evaluate_set(
 
     def one(group: Sequence[int]) -> list[Score]:
         if device.type == "cpu":
-            torch.set_num_threads(1)
+            torch.set_num_threads(1)  # every thread of the pool has a number of its own
         return train_and_test(train, test, protocol, group, device)
 
     parts = groups(seeds, train.x.shape[1:], protocol, device)
-    if parallel == 1 or len(parts) == 1:
-        found = list(map(one, parts))
-    else:
-        with ThreadPoolExecutor(parallel) as pool:
-            found = list(pool.map(one, parts))
+    with one_thread(device):  # which puts the caller's back
+        if parallel == 1 or len(parts) == 1:
+            found = list(map(one, parts))
+        else:
+            with ThreadPoolExecutor(parallel) as pool:
+                found = list(pool.map(one, parts))
     return Evaluation(tuple(itertools.chain.from_iterable(found)), len(test))
 
 
@@ -176,7 +177,10 @@ def train_networks(
         if augment:
             draws = [augmentation.draw(augment, batch, g) for g in generators]
             inputs = augmentation.apply(inputs, augmentation.Draw.joined(draws).to(device))
-        logits = together(inputs)
+        try:
+            logits = together(inputs)
+        except ValueError as error:  # batch norm of one value a channel
+            raise TrialFailure(f"{protocol.network} cannot be trained on {batch} sample(s) a step: {error}") from None
         watch(rows, logits.detach())
         loss = len(seeds) * F.cross_entropy(logits, y[rows])  # the sum over networks, each of which has its own weights
         optimizer.zero_grad()

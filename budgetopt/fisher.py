@@ -24,6 +24,7 @@ from budgetopt.seeding import generator
 NETWORKS = 3  # with random weights, over which traces are averaged
 MOST = 200  # real samples a class, drawn: the standard error of a mean over them is a few percent
 AT_ONCE = 16  # gradients in memory
+LEAST = 0.01
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,23 @@ def retention(packed: PackedSet, train: Split, protocol: Protocol, seed: int = 0
 
 
 def traces(network: torch.nn.Module, x: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-    """(n,) squared norms of the gradient of log p(target | x, θ) in all weights. x: (n, …) standardised, targets: (n,
-    classes) probabilities."""
+    """(n,) expected squared norms E_y‖∇ log p(y | x, θ)‖² of the gradient in all weights. x: (n, …) standardised,
+    targets: (n, classes) probabilities of y; those under LEAST of a sample's largest are left out."""
+    targets = torch.where(targets >= LEAST * targets.amax(1, keepdim=True), targets, 0.0)
+    targets = targets / targets.sum(1, keepdim=True)
+    rows, labels = torch.nonzero(targets, as_tuple=True)
     weights = {name: value.detach() for name, value in network.named_parameters()}
     fixed = dict(network.named_buffers())
 
-    def loss(weights: dict[str, torch.Tensor], one: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def loss(weights: dict[str, torch.Tensor], one: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         logits = functional_call(network, (weights, fixed), (one.unsqueeze(0),))
-        return F.cross_entropy(logits, target.unsqueeze(0))
+        return F.cross_entropy(logits, label.unsqueeze(0))
 
     of_each = vmap(grad(loss), in_dims=(None, 0, 0))
     found = []
-    for start in range(0, len(x), AT_ONCE):
-        gradients = of_each(weights, x[start : start + AT_ONCE], targets[start : start + AT_ONCE])
+    for start in range(0, len(rows), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        gradients = of_each(weights, x[rows[part]], labels[part])
         found.append(torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0))
-    return torch.cat(found).double().numpy()
+    weighted = targets[rows, labels].double() * torch.cat(found).double()
+    return torch.zeros(len(x), dtype=torch.float64).index_add_(0, rows, weighted).numpy()

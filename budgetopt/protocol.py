@@ -36,7 +36,9 @@ class Protocol(declarative.Strict):
     width: Width = 32
     steps: Steps  # optimiser steps of one training
     batch: Batch = 128  # samples a step; all samples where there are fewer
-    lr: Annotated[float, Field(gt=0)] = 0.01  # AdamW, peak of the one-cycle schedule (linear up 20 %, cosine down)
+    # of AdamW, at the peak of a one-cycle schedule: up for 20 % of the steps and down, both by a cosine, while β₁ goes
+    # from 0.95 to 0.85 and back
+    lr: Annotated[float, Field(gt=0)] = 0.01
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     augment: dict[str, float] = Field(default_factory=dict)  # name → strength, drawn per image
     seeds: Annotated[int, Field(ge=5, le=100)] = 5  # trainings behind every reported figure

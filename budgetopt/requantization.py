@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +46,7 @@ def refine(
     recipe = CoresetObjective(method="coreset", steps=steps)
     final = given.representation(allocation).train()
     generator = seeding.generator("refinement", given.seed, allocation.key)
-    method = Refinement(recipe, data, final, generator)  # takes the features of the originals before they change
+    original = Refinement(recipe, data, final, generator).original  # before they change
     if when in ("before", "both"):
         first = given.representation(_ungrouped(allocation)).train()
         _run(Refinement(recipe, data, first, generator), first, steps)
@@ -55,7 +54,7 @@ def refine(
         final.quantizer.fit(changed, final.labels, final.transform.layout)
         final.set_coded(changed)
     if when in ("after", "both"):
-        _run(method, final, steps)
+        _run(Refinement(recipe, data, final, generator, original=original), final, steps)
     return final
 
 
@@ -112,11 +111,12 @@ def _training_data(given: Given, dataset: Dataset | None, network: Network | Non
 
 
 def _run(method: methods.Method, representation: Representation, steps: int) -> None:
-    for done in itertools.islice(itertools.count(1), steps):
-        representation.quantizer.progress = done / steps
-        loss = method.step()
-        if not math.isfinite(loss):
-            raise TrialFailure(f"diverged: the loss is {loss} at step {done}")
+    with evaluation.one_thread(representation.latent.device):  # rounding depends on how many there are
+        for done in range(1, steps + 1):
+            representation.quantizer.progress = done / steps
+            loss = method.step()
+            if not math.isfinite(loss):
+                raise TrialFailure(f"diverged: the loss is {loss} at step {done}")
 
 
 def _ungrouped(allocation: Allocation) -> Allocation:

@@ -87,12 +87,19 @@ class Evaluation:
     @property
     def binomial_half_width(self) -> float:
         """Half of the 95 % normal interval from the finite test set: what another test set would change."""
-        p = self.accuracy
-        return 1.96 * math.sqrt(p * (1.0 - p) / self.samples)
+        return 1.96 * math.sqrt(self._binomial_variance)
 
     @property
     def standard_error(self) -> float:
         """Of the mean over trainings and of the finite test set together; used to choose candidates."""
-        n, p = len(self.accuracies), self.accuracy
+        n = len(self.accuracies)
         spread = float(np.var(self.accuracies, ddof=1)) / n if n > 1 else 0.0
-        return math.sqrt(spread + p * (1.0 - p) / self.samples)
+        return math.sqrt(spread + self._binomial_variance)
+
+    @property
+    def _binomial_variance(self) -> float:
+        """Of an accuracy on that many samples. All right, or all wrong, are taken as half a mistake from it: a finite
+        part does not make certain."""
+        edge = 0.5 / self.samples
+        p = min(max(self.accuracy, edge), 1.0 - edge)
+        return p * (1.0 - p) / self.samples

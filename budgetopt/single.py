@@ -85,7 +85,8 @@ def run(
     resize: str | None = None,
     spectrogram: str | None = None,
 ) -> Iterator[trial.RungReport]:
-    """Reports of each rung. Target embeddings are made in every step: a bank pays for many trials, not for one."""
+    """Reports of each rung. Target embeddings are made in every step where they can be: a bank pays for many trials,
+    not for one."""
     name, chosen = objective.resolve(method)
     if steps is not None:
         chosen = declarative.validate(chosen.model_dump() | {"steps": steps}, "--steps", type(chosen))

@@ -18,7 +18,7 @@ from budgetopt.balance import shared_out
 from budgetopt.checkpoint import Checkpoint, State
 from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.errors import TrialFailure
-from budgetopt.evaluation import evaluate_file
+from budgetopt.evaluation import evaluate_file, one_thread
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import LEARNED, Selector
 from budgetopt.objective import Objective, Optimised
@@ -109,7 +109,7 @@ def _decoded(parent: bytes, spec: DataSpec, wanted: tuple[int, ...]) -> InitialS
         raise TrialFailure(
             f"a parent of shape {packed.shape} and counts {packed.counts} holds no {wanted} to start from"
         )
-    return InitialSet(packed.decode(), packed.counts)
+    return InitialSet(packed.decode(), packed.counts, packed.soft)
 
 
 def initial_representation(
@@ -182,7 +182,8 @@ def run(
     data = TrainingData(context.train, context.spec, context.protocol, device)
     generator = seeding.generator("method", seed)
     shared = context.shared.get(allocation.objective)
-    method = methods.build(objective, data, representation, generator, shared) if objective.steps else None
+    with one_thread(device):  # rounding depends on how many there are, here and in the steps
+        method = methods.build(objective, data, representation, generator, shared) if objective.steps else None
     done, loss = 0, math.nan
     targets = rung_steps(objective.all_steps)
     reports: list[RungReport] = []
@@ -196,12 +197,13 @@ def run(
             method.restore(known["method"])
         yield from reports
     for rung, target in list(enumerate(targets))[len(reports) :]:
-        for done in range(done + 1, target + 1):  # noqa: B020 - `done` goes on from the last rung
-            assert method is not None
-            representation.quantizer.progress = done / targets[-1]
-            loss = method.step()
-            if not math.isfinite(loss):
-                raise TrialFailure(f"distillation diverged: the loss is {loss} at step {done}")
+        with one_thread(device):
+            for done in range(done + 1, target + 1):  # noqa: B020 - `done` goes on from the last rung
+                assert method is not None
+                representation.quantizer.progress = done / targets[-1]
+                loss = method.step()
+                if not math.isfinite(loss):
+                    raise TrialFailure(f"distillation diverged: the loss is {loss} at step {done}")
         last = rung == len(targets) - 1
         packed = representation.fit_to_budget(context.budget)
         seeds = _rung_seeds(context, seed, rung, last)

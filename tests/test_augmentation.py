@@ -174,6 +174,18 @@ def test_differentiable():
     assert torch.autograd.gradcheck(lambda x: augmentation.apply(x, double), (x,))
 
 
+@pytest.mark.parametrize("sides", [(8, 8), (8, 24), (20, 6)])
+def test_pictures_are_turned_as_scipy_does_it(sides):
+    """By an angle between rows and columns of pixels, whatever the sides are."""
+    x = images(4, (2, *sides))
+    drawn = augmentation.draw({"rotate": 90.0, "scale": 1.3, "flip": 0.5}, 4, generator())
+    out = augmentation.apply(x, drawn).double().numpy()
+    for n in range(4):
+        turn, offset = drawn.affine[n, :, :2].double().numpy(), drawn.affine[n, :, 2].double().numpy()
+        for c in range(x.shape[1]):
+            assert np.allclose(out[n, c], naive_turn(x[n, c].double().numpy(), turn, offset), atol=1e-4)
+
+
 # --- voxels ----------------------------------------------------------------------------------------------------------
 
 

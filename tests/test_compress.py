@@ -192,6 +192,25 @@ def test_refinement_brings_features_closer(given):
     assert distortion.of(refined) < 0.95 * distortion.of(plain)
 
 
+@pytest.mark.parametrize(("family", "clipping", "levels"), [("uniform", "learned", 4), ("apot", "half", 7)])
+def test_refinement_after_a_refinement_trains_the_quantizer_too(given, monkeypatch, family, clipping, levels):
+    """It is fitted anew in between, to parameters that an optimiser from before does not know."""
+    seen = []
+    run = requantization._run
+
+    def watched(method, representation, steps):
+        before = [p.detach().clone() for p in representation.quantizer.parameters()]
+        run(method, representation, steps)
+        after = list(representation.quantizer.parameters())
+        seen.append([not torch.equal(a, b) for a, b in zip(before, after, strict=True)])
+
+    monkeypatch.setattr(requantization, "_run", watched)
+    allocation = Allocation(quantizer=family, clipping=clipping, levels=levels)
+    requantization.refine(given, allocation, "both", 3, None, None)
+    assert len(seen) == 2
+    assert all(any(moved) for moved in seen)
+
+
 @pytest.mark.parametrize("when", ["before", "after", "both"])
 def test_refinement_under_groups(given, when):
     """Without steps nothing changes; with steps what is fitted last is the quantizer of the file, groups and all."""

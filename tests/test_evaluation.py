@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from budgetopt import api
+from budgetopt import api, evaluation
 from budgetopt.allocation import Allocation
 from budgetopt.data import Dataset, open_source
 from budgetopt.data.dataset import Split
@@ -72,7 +72,10 @@ def test_half_width_of_one_training_is_unknown():
 
 @pytest.mark.parametrize(("p", "n"), [(0.5, 100), (0.9, 540), (0.0, 10), (1.0, 10)])
 def test_binomial_half_width(p, n):
-    assert of((p,), n).binomial_half_width == pytest.approx(1.96 * (p * (1 - p) / n) ** 0.5)
+    p_at_least = min(max(p, 0.5 / n), 1 - 0.5 / n)  # no part is so large that none of it being wrong means never
+    found = of((p,), n)
+    assert found.binomial_half_width == pytest.approx(1.96 * (p_at_least * (1 - p_at_least) / n) ** 0.5)
+    assert found.standard_error > 0
 
 
 def test_standard_error_by_hand():
@@ -91,6 +94,24 @@ def test_accuracy_does_not_depend_on_parallel(data, test_part):
     assert alone == together
     assert alone.samples == 100
     assert len(alone.accuracies) == 3
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_the_callers_threads_are_put_back(data, test_part, parallel):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        evaluate_file(data, test_part, SMALL, range(6), CPU, parallel=parallel)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_batch_norm_of_one_value_a_channel_is_a_trial_failure(digits, test_part):
+    one = evaluation.TrainingSet(digits.train.x[:1], digits.train.y[:1], 10, digits.spec.mean, digits.spec.std)
+    protocol = Protocol(network="vgg11:norm=batch", width=4, steps=2)
+    with pytest.raises(TrialFailure, match=r"vgg11:norm=batch cannot be trained on 1 sample\(s\) a step"):
+        evaluation.evaluate_set(one, test_part, protocol, [1], CPU)
 
 
 def test_one_seed_one_accuracy(data, test_part):

@@ -32,16 +32,19 @@ def of_rows(digits, rows, **changes):
 
 
 @pytest.mark.parametrize("name", ["convnet", "convnet:norm=batch", "lenet", "mlp"])
-def test_traces_are_squared_norms_of_one_gradient_after_another(name):
+def test_traces_are_expected_squared_norms_of_one_gradient_after_another(name):
     shape = (20,) if name == "mlp" else (1, 8, 8)
     network = networks.build(name, shape, 3, 4, generator("test")).eval()
     x = torch.randn(20, *shape, generator=torch.Generator().manual_seed(0))
     targets = torch.softmax(torch.randn(20, 3, generator=torch.Generator().manual_seed(1)), 1)
     expected = []
     for one, target in zip(x, targets, strict=True):
-        network.zero_grad()
-        F.cross_entropy(network(one[None]), target[None]).backward()
-        expected.append(sum(float(p.grad.square().sum()) for p in network.parameters()))
+        norms = []
+        for label in range(3):
+            network.zero_grad()
+            F.cross_entropy(network(one[None]), torch.tensor([label])).backward()
+            norms.append(sum(float(p.grad.square().sum()) for p in network.parameters()))
+        expected.append(float(target @ torch.tensor(norms)))
     assert np.allclose(fisher.traces(network, x, targets), expected, rtol=1e-4)
 
 
@@ -67,12 +70,19 @@ def test_the_seed_repeats(digits):
 
 
 def test_soft_labels_are_the_labels(digits):
-    """Labels that say what a random network says leave nothing to learn."""
+    """As the distribution that y is drawn from: a class that is certain is a hard label, and at random weights, which
+    know no class from another, a sample of any class tells about as much."""
     hard = of_rows(digits, np.arange(200))
-    even = np.full((200, 10), 0.1, np.float32)
-    soft = replace(hard, soft=SoftLabels.nearest(even, 8))
-    a, b = (fisher.retention(packed, digits.train, PROTOCOL) for packed in (hard, soft))
-    assert all(s.file < 0.2 * h.file and s.train == h.train for h, s in zip(a, b, strict=True))
+    certain, even = np.eye(10, dtype=np.float32)[hard.labels()], np.full((200, 10), 0.1, np.float32)
+    found = [
+        fisher.retention(replace(hard, soft=None if y is None else SoftLabels.nearest(y, 8)), digits.train, PROTOCOL)
+        for y in (None, certain, even)
+    ]
+    for plain, sure, open_ in zip(*found, strict=True):
+        assert plain.train == sure.train == open_.train
+        assert sure.file == pytest.approx(plain.file, rel=1e-5)
+        assert 0.5 * plain.file < open_.file < 2.0 * plain.file
+        assert open_.file != pytest.approx(plain.file, rel=1e-3)
 
 
 def test_classes_that_a_node_lacks_are_left_out(digits):

@@ -14,9 +14,10 @@ from budgetopt.data.dataset import GLYPHS, DataSpec, Split
 from budgetopt.errors import InputError
 from budgetopt.methods import gradient_bank
 from budgetopt.methods.base import TrainingData
-from budgetopt.methods.gradient_bank import GradientBank, augmented_as, random_condition, real_directions
+from budgetopt.methods.gradient_bank import GradientBank, augmented_as, real_directions
 from budgetopt.methods.gradient_matching import class_gradients, distances, groups
 from budgetopt.methods.selection import Selector
+from budgetopt.methods.target_bank import Condition
 from budgetopt.objective import Augmentation, GradientMatchingObjective
 from budgetopt.protocol import AUGMENTATIONS, Protocol
 from budgetopt.representation import InitialSet, Representation
@@ -77,7 +78,7 @@ def naive_distance(ours, theirs):
 @pytest.mark.parametrize("name", ["convnet", "convnet:norm=none", "mlp", "lenet", "convnet:norm=batch"])
 def test_class_gradients_against_one_sample_at_a_time(data, name):
     data = with_network(data, name)
-    condition = random_condition(1, data)
+    condition = Condition.from_seed(1, data)
     x, y = data.standardized(torch.from_numpy(data.train.x[:40])), torch.arange(5).repeat_interleave(8)
     network = condition.network
     fast = class_gradients(network, gradient_bank.matched_weights(network), x, y, 5)
@@ -137,7 +138,7 @@ def test_loss_and_its_gradient_against_the_whole_in_one_graph(data, objective, c
     few = np.concatenate([np.flatnonzero(data.train.y == c)[:20] for c in range(10)])
     data = replace(data, train=Split(data.train.x[few], data.train.y[few]))
     matched = augmented_as(objective, data)
-    condition = random_condition(5, matched)
+    condition = Condition.from_seed(5, matched)
     loss = build(objective, data, representation).loss(condition, real_directions(condition, 5, 10_000, matched))
     (fast,) = torch.autograd.grad(loss, representation.latent)
 
@@ -182,7 +183,7 @@ def test_the_real_set_itself_is_a_minimum(data):
 def test_loss_falls_on_conditions_that_no_step_used(data, objective):
     representation = represent(data, replace(EXACT, ipc=1))
     matching, matched = build(objective, data, representation), augmented_as(objective, data)
-    held_out = [(c, real_directions(c, s, 100, matched)) for s in range(4) for c in [random_condition(s, matched)]]
+    held_out = [(c, real_directions(c, s, 100, matched)) for s in range(4) for c in [Condition.from_seed(s, matched)]]
 
     def loss():
         return sum(float(matching.loss(condition, target).detach()) for condition, target in held_out)
@@ -205,7 +206,7 @@ def test_a_toy_problem_with_a_known_answer():
     answer, representation = (
         Representation(InitialSet(start, (1, 1)), EXACT, spec, 0, CPU).train() for start in (points, elsewhere)
     )
-    held_out = random_condition(0, toy)
+    held_out = Condition.from_seed(0, toy)
     target = real_directions(held_out, 0, 8, toy)
 
     def state():
@@ -296,7 +297,7 @@ def test_training_lowers_the_networks_loss_on_the_set(data):
 def test_batch_norm_is_frozen_at_real_statistics(data):
     """Of all classes together, the same for both sides, and again from the seed."""
     data = with_network(data, "convnet:norm=batch")
-    first, second, other = (random_condition(seed, data).network for seed in (3, 3, 4))
+    first, second, other = (Condition.from_seed(seed, data).network for seed in (3, 3, 4))
     assert not first.training
     assert torch.equal(first.features[1].running_mean, second.features[1].running_mean)
     assert not torch.equal(first.features[1].running_mean, other.features[1].running_mean)
@@ -321,8 +322,8 @@ def test_which_augmentation_is_matched_under(data):
     assert augmented_as(own, data).invariances == {"flip": 0.5}
     assert augmented_as(DSA.model_copy(update={"augment": Augmentation()}), data).invariances == {}
     assert data.protocol == PROTOCOL
-    assert random_condition(0, augmented_as(DC, data)).draw is None
-    assert random_condition(0, augmented_as(own, data)).draw.brightness is None
+    assert Condition.from_seed(0, augmented_as(DC, data)).draw is None
+    assert Condition.from_seed(0, augmented_as(own, data)).draw.brightness is None
 
 
 def test_an_objective_knows_every_augmentation():
@@ -345,7 +346,7 @@ def test_bank_holds_what_is_computed_live(data, objective):
     assert bank.directions.dtype == np.float16
     assert len(set(bank.seeds.tolist())) == len(bank) == 3
     for seed, held in zip(bank.seeds.tolist(), bank.directions, strict=True):
-        live = real_directions(random_condition(seed, matched), seed, objective.real_batch, matched)
+        live = real_directions(Condition.from_seed(seed, matched), seed, objective.real_batch, matched)
         assert np.abs(live.numpy() - held).max() < 1e-3
     assert not np.array_equal(bank.directions, gradient_bank.build(objective, data, 8).directions)
 
@@ -353,7 +354,7 @@ def test_bank_holds_what_is_computed_live(data, objective):
 def test_rounding_of_the_bank_hardly_moves_the_loss(data):
     matching, matched = build(DSA, data), augmented_as(DSA, data)
     for seed in range(3):
-        condition = random_condition(seed, matched)
+        condition = Condition.from_seed(seed, matched)
         target = real_directions(condition, seed, 16, matched)
         exact, rounded = (float(matching.loss(condition, t).detach()) for t in (target, target.half().float()))
         assert rounded == pytest.approx(exact, rel=1e-3)

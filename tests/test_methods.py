@@ -11,9 +11,9 @@ from scipy.stats import binomtest
 from budgetopt import cache, methods, trial
 from budgetopt.allocation import Allocation
 from budgetopt.checkpoint import Checkpoint
-from budgetopt.data.dataset import Split
+from budgetopt.data.dataset import DataSpec, Split
 from budgetopt.methods import target_bank
-from budgetopt.methods.base import TrainingData
+from budgetopt.methods.base import Optimizers, TrainingData
 from budgetopt.methods.coreset import Refinement
 from budgetopt.methods.distribution_matching import DistributionMatching
 from budgetopt.methods.guarded import Guarded, clearly_more
@@ -246,6 +246,46 @@ def test_methods_step_on_imbalanced_data(digits, name):
         assert representation.counts == tuple(min(5, 1 + 2 * c) for c in range(10))
         assert np.isfinite(method.step())
         assert unpack(pack(representation.packed())).counts == representation.counts
+
+
+@pytest.mark.parametrize("name", ["dm with bank", "dc with bank"])
+def test_a_sample_of_a_small_class_moves_as_if_all_classes_were_small(digits, name):
+    """The mean of one sample is that sample: its step must not be multiplied by the size of other classes."""
+    objective, data = OBJECTIVES[name], TrainingData(digits.train, digits.spec, PROTOCOL, CPU)
+    initial = Selector(digits.train, digits.spec).select("random", 20, 0)
+    moved = []
+    for counts in ((1,) * 10, (20,) * 9 + (1,)):
+        start = initial.taking(counts)
+        representation = Representation(start, Allocation(ipc=20, levels=256), digits.spec, 0, CPU).train()
+        before = representation.latent.detach().clone() * representation.unit
+        method = methods.build(objective, data, representation, generator("test"), made(objective, data))
+        method.step()
+        after = representation.latent.detach() * representation.unit
+        moved.append(float((after - before)[-1].norm()))
+    assert moved[1] == pytest.approx(moved[0], rel=0.2)
+
+
+def test_thresholds_of_every_group_take_steps_of_their_own_size():
+    """Two features, one fifty times as wide as the other: their ranges move by equal shares of themselves."""
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 50.0])
+    one = np.ones(2, np.float32)
+    spec = DataSpec("toy", (2,), (100, 100), 0 * one, one, "0" * 16, "tabular-1")
+    for family, clipping in (("uniform", "learned"), ("apot", "half")):
+        allocation = Allocation(
+            ipc=100, levels=4 if family == "uniform" else 7, quantizer=family, clipping=clipping,
+            quantizer_options=(("granularity", "feature"),),
+        )  # fmt: skip
+        representation = Representation(InitialSet(x.numpy(), (100, 100)), allocation, spec, 0, CPU).train()
+        parameter = next(representation.quantizer.parameters())
+        before = parameter.detach().clone()
+        frozen = torch.optim.SGD([representation.latent], lr=0.0)
+        optimizers = Optimizers(frozen, representation, 0.01)
+        for _ in range(5):
+            out = representation()
+            optimizers.descend((out / torch.tensor([1.0, 50.0])).square().mean())
+        share = ((parameter.detach() - before) / before).abs().reshape(-1, 2).amax(0)
+        assert share.min() > 0.01
+        assert share.max() < 0.15
 
 
 # --- selection -------------------------------------------------------------------------------------------------------

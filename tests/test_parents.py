@@ -178,6 +178,25 @@ def test_a_child_starts_from_what_a_receiver_of_the_parent_sees(context, parent)
     assert np.abs(finer.decode() - decoded).max() <= np.ptp(decoded) / 15 / 2 + 1e-4
 
 
+def test_a_child_keeps_the_labels_of_its_parent(context):
+    """A teacher takes decoded samples for other classes than the real ones that it has labelled."""
+    from budgetopt.methods.base import TrainingData
+    from budgetopt.teacher import train
+
+    context = replace(context, teacher=train(TrainingData(context.train, context.spec, context.protocol, CPU), 0))
+    labelled = replace(SET, ipc=3, levels=2, label_bits=3, label_temperature=2.0)
+    *_, last = trial.run(context, labelled, CPU)
+    there = unpack(last.data)
+    child = trial.initial_representation(context, replace(labelled, ipc=2), CPU, parent=last.data)
+    rows = np.flatnonzero(np.arange(30) % 3 < 2)
+    assert np.array_equal(child.soft_labels().symbols, there.soft.symbols[rows])
+    assert np.array_equal(child.packed().soft.targets(), there.soft.targets()[rows])
+    learned = child.learn_labels(torch.zeros(20, 10))
+    torch.testing.assert_close(torch.softmax(learned, 1), torch.from_numpy(there.soft.targets()[rows]))
+    hard = trial.initial_representation(context, replace(SET, ipc=2, levels=2), CPU, parent=last.data)
+    assert hard.soft_labels() is None
+
+
 def test_a_child_takes_a_third_of_the_steps(context, parent):
     reports = list(trial.run(context, replace(SET, ipc=2, levels=2), CPU, parent=parent))
     assert [r.step for r in reports] == trial.rung_steps(2)

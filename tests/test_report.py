@@ -263,6 +263,16 @@ def test_sample_sheet_has_a_row_for_each_class():
             np.testing.assert_array_equal(tile, np.broadcast_to(expected, (4, 4)))
 
 
+def test_sample_sheet_shows_all_classes_on_one_scale():
+    """Also where the first classes alone, of many samples, are all of one value."""
+    symbols = np.zeros((1054, 1, 4, 4), np.uint8)
+    symbols[1050:] = np.array([0, 1, 2, 3], np.uint8).reshape(4, 1, 1, 1)
+    statistics = np.array([1.0], np.float32)
+    held = packed_set(symbols, (1050, 4), UniformLevels(4, 0, 1, 0), mean=statistics, std=statistics)
+    sheet = np.asarray(Image.open(io.BytesIO(sample_sheet(held))))
+    assert len(np.unique(sheet)) == 4
+
+
 def test_sample_sheet_is_bounded():
     image = Image.open(io.BytesIO(sample_sheet(packed((1, 4, 4), (15,) * 30))))
     zoom = image.width // (COLUMNS * 5 + 1)

@@ -121,6 +121,65 @@ def test_a_bank_of_another_network_is_made_again(data, tmp_path):
     assert methods.shared(TRAINED, wider, 0, tmp_path).weights.shape[1] > first.weights.shape[1]
 
 
+@pytest.mark.parametrize("objective", [GAUSSIAN, TRAINED], ids=["gaussian", "trained"])
+def test_without_a_bank_one_is_made_where_it_is_needed(data, objective):
+    """In `trial` and `compress --finetune`: plain matching in random networks is another objective."""
+    plain = objective.model_copy(update={"kernel": "linear", "trained": 0})
+    losses = []
+    for chosen in (plain, objective, objective):
+        initial = Selector(data.train, data.spec).select("random", 2, 0)
+        representation = Representation(initial, Allocation(ipc=2, levels=4), data.spec, 0, CPU).train()
+        method = methods.build(chosen, data, representation, generator("test"))
+        losses.append([method.step() for _ in range(3)])
+    assert losses[0] != losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("change", [{"lr": 1e-4}, {"batch": 8}, {"weight_decay": 0.3}, {"augment": {"shift": 0.3}}])
+def test_how_networks_are_trained_is_in_the_key(data, tmp_path, change):
+    other = replace(data, protocol=PROTOCOL.model_copy(update=change))
+    first, second = (methods.shared(TRAINED, d, 0, tmp_path) for d in (data, other))
+    assert not np.array_equal(first.weights, second.weights)
+    random = TRAINED.model_copy(update={"trained": 0})
+    files = len(list(tmp_path.iterdir()))
+    for one in (data, other):  # which random networks do not depend on
+        methods.shared(random, one, 0, tmp_path)
+    assert len(list(tmp_path.iterdir())) == files + 1
+
+
+@pytest.mark.parametrize("objective", [TRAINED, GAUSSIAN], ids=["trained", "gaussian"])
+def test_batch_norm_meets_both_sides_with_the_same_statistics(data, objective):
+    """A synthetic set that is the real batch itself matches exactly, whatever passes of it there are."""
+    normed = replace(data, protocol=PROTOCOL.model_copy(update={"network": "convnet:norm=batch"}))
+    bank = target_bank.build(objective, normed, 5)
+    condition = bank.condition(0, normed)
+    features, labels = target_bank.real_features(condition, int(bank.seeds[0]), 16, normed)
+    rng = np.random.default_rng(derive("real batch", int(bank.seeds[0])))
+    rows = np.concatenate([rng.permutation(np.flatnonzero(data.train.y == c))[:16] for c in range(10)])
+    whole = condition.embed(normed.standardized(torch.from_numpy(data.train.x[rows])), labels)
+    torch.testing.assert_close(whole, features, rtol=1e-4, atol=1e-5)
+    assert not condition.network.training
+
+
+@pytest.mark.parametrize("method", ["dm", "dsa"])
+def test_banks_do_not_depend_on_the_number_of_threads(data, method):
+    from budgetopt.methods import gradient_bank
+    from budgetopt.objective import GradientMatchingObjective
+
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            if method == "dm":
+                found.append(target_bank.build(TRAINED, data, 5).weights)
+            else:
+                own = GradientMatchingObjective(method="dsa", guard=0, bank=2, real_batch=64)
+                found.append(gradient_bank.build(own, data, 5).directions)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("change", [{"kernel": "gaussian"}, {"trained": 5}])
 def test_what_needs_a_bank_is_refused_without(change):
     with pytest.raises(ValueError, match="set bank to 1 or more"):

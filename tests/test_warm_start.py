@@ -190,8 +190,12 @@ def test_what_makes_trials_comparable(make_run, digits, tmp_path):
     (of_other_seed,) = kept.earlier(config_of(), other_split)
     assert of_other_seed.comparable
     assert not of_other_seed.same_sizes
-    elsewhere = kept.model_copy(update={"runs": [kept.runs[0].model_copy(update={"dataset": "FashionMNIST"})]})
-    assert not elsewhere.earlier(config_of(), digits.spec)[0].comparable
+    for changed in ({"dataset": "/elsewhere/digits"}, {"label": "parity"}, {"resize": "4"}, {"spectrogram": "mels=9"}):
+        (of_other_data,) = kept.earlier(config_of().model_copy(update=changed), other_split)
+        assert not of_other_data.comparable  # whatever the file's name
+    older = kept.model_copy(update={"runs": [kept.runs[0].model_copy(update={"source": None})]})
+    assert not older.earlier(config_of(), other_split)[0].comparable
+    assert older.earlier(config_of(), digits.spec)[0].comparable  # the same split says enough
 
 
 def test_trials_of_other_hyperparameters_are_left_out(make_run, digits, tmp_path):

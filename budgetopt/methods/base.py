@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from torch.optim import SGD
 
 from budgetopt import networks
 from budgetopt.checkpoint import State
@@ -69,14 +70,39 @@ class Method(ABC):
         """Take the `state` of a method of the same arguments."""
 
 
+def per_class_descent(representation: Representation, lr: float, momentum: float) -> tuple[SGD, torch.Tensor | None]:
+    """SGD on the samples for a loss of class means, and what it needs of `Optimizers`. The gradient of a mean reaches
+    one sample divided by the number of samples in its class, so its step is multiplied by that: by the average of all
+    classes, and by the share of its own in it, (n, 1), where classes are unequal."""
+    counts = torch.tensor(representation.counts, dtype=torch.float32)
+    average = sum(representation.counts) / len(representation.counts)
+    optimizer = SGD([representation.latent], lr=lr * average, momentum=momentum)
+    if counts.min() == counts.max():
+        return optimizer, None
+    labels = representation.labels
+    return optimizer, (counts.to(labels.device) / average)[labels].unsqueeze(1)
+
+
 class Optimizers:
     """The optimiser of the samples, and Adam on the quantizer's parameters where it has any. Adam's steps have the size
-    of `lr_quantizer` whatever the loss is scaled to; it is relative to the parameter's initial size."""
+    of `lr_quantizer` whatever the loss is scaled to; it is relative to the parameter's initial size, every group's
+    to its own. shares: (n, 1) factors on the gradients of the samples."""
 
-    def __init__(self, image: torch.optim.Optimizer, representation: Representation, lr_quantizer: float) -> None:
-        self._representation = representation
-        parameters = representation.quantizer.parameters()
-        groups = [{"params": [p], "lr": lr_quantizer * float(p.detach().abs().mean())} for p in parameters]
+    def __init__(
+        self,
+        image: torch.optim.Optimizer,
+        representation: Representation,
+        lr_quantizer: float,
+        shares: torch.Tensor | None = None,
+    ) -> None:
+        self._representation, self._shares = representation, shares
+        groups = []
+        self._relative: list[tuple[torch.nn.Parameter, torch.Tensor]] = []  # of groups of unequal sizes
+        for parameter, size in representation.quantizer.sizes():
+            average = float(size.mean())
+            groups.append({"params": [parameter], "lr": lr_quantizer * average})
+            if size.numel() > 1 and average > 0:
+                self._relative.append((parameter, size / average))
         self._all = [image, torch.optim.Adam(groups)] if groups else [image]
         self._bit: float | None = None  # what a bit adds to the loss, known once there is a loss
 
@@ -86,8 +112,14 @@ class Optimizers:
         for optimizer in self._all:
             optimizer.zero_grad()
         (loss + self._representation.penalty() + self._rate(float(loss.detach()))).backward()
+        if self._shares is not None and self._representation.latent.grad is not None:
+            self._representation.latent.grad *= self._shares
+        before = [parameter.detach().clone() for parameter, _ in self._relative]
         for optimizer in self._all:
             optimizer.step()
+        with torch.no_grad():  # Adam moves every entry equally far
+            for (parameter, relative), start in zip(self._relative, before, strict=True):
+                parameter.copy_(start + (parameter - start) * relative)
         return float(loss.detach())
 
     def state(self) -> State:

@@ -12,7 +12,7 @@ from budgetopt.representation import Representation
 
 class Refinement(Method):
     """Minimise ‖f(x) − f(deq(x̃))‖² over the stored samples x̃, x the selected real samples, f a fresh random network
-    in every step."""
+    in every step. original: x, standardised as networks take it, where it is not what the representation holds now."""
 
     def __init__(
         self,
@@ -21,25 +21,28 @@ class Refinement(Method):
         representation: Representation,
         generator: torch.Generator,
         shared: None = None,
+        *,
+        original: torch.Tensor | None = None,
     ) -> None:
         self._data, self._representation, self._generator = data, representation, generator
-        original = representation.transform.inverse(representation.coded().detach())
-        self._original = data.standardized(original)
+        if original is None:
+            original = data.standardized(representation.transform.inverse(representation.coded().detach()))
+        self.original = original
         image = torch.optim.Adam([representation.latent], lr=objective.lr_image)
         self._optimizers = Optimizers(image, representation, objective.lr_quantizer)
 
     def step(self) -> float:
         network = self._data.random_network(self._generator)
         with torch.no_grad():
-            target = network.embed(self._original)
+            target = network.embed(self.original)
         features = network.embed(self._data.standardized(self._representation()))
         return self._optimizers.descend(((features - target) ** 2).sum(1).mean())
 
     def state(self) -> State:
-        return {"original": self._original, "optimizers": self._optimizers.state()}
+        return {"original": self.original, "optimizers": self._optimizers.state()}
 
     def restore(self, state: State) -> None:
-        self._original = state["original"].to(self._data.device)
+        self.original = state["original"].to(self._data.device)
         self._optimizers.restore(state["optimizers"])
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from budgetopt.checkpoint import State
-from budgetopt.methods.base import Method, Optimizers, TrainingData
-from budgetopt.methods.target_bank import Condition, TargetBank, class_means, real_means
+from budgetopt.methods.base import Method, Optimizers, TrainingData, per_class_descent
+from budgetopt.methods.target_bank import Condition, TargetBank, build, class_means, real_means
 from budgetopt.objective import DistributionMatchingObjective
 from budgetopt.representation import Representation
 from budgetopt.seeding import derive
@@ -15,8 +15,8 @@ from budgetopt.seeding import derive
 class DistributionMatching(Method):
     """Minimise Σ_c ‖mean_c f(A(T)) − mean_c f(A(S))‖², f a random network and A an augmentation drawn per class.
 
-    With a bank the real side is looked up; without one it is embedded in every step. The gradient of a class mean
-    reaches one sample divided by IPC, so the learning rate is multiplied by it.
+    With a bank the real side is looked up; without one it is embedded in every step, unless networks are trained or
+    kernels have to be fitted first: those need a bank, which is then made here.
     """
 
     def __init__(
@@ -27,10 +27,11 @@ class DistributionMatching(Method):
         generator: torch.Generator,
         bank: TargetBank | None = None,
     ) -> None:
+        if bank is None and (objective.trained or objective.kernel != "linear"):
+            bank = build(objective, data, derive("own bank", int(torch.randint(2**62, (), generator=generator))))
         self._objective, self._data, self._representation, self._bank = objective, data, representation, bank
-        ipc = sum(representation.counts) / len(representation.counts)
-        image = torch.optim.SGD([representation.latent], lr=objective.lr_image * ipc, momentum=objective.momentum)
-        self._optimizers = Optimizers(image, representation, objective.lr_quantizer)
+        image, shares = per_class_descent(representation, objective.lr_image, objective.momentum)
+        self._optimizers = Optimizers(image, representation, objective.lr_quantizer, shares)
         self._generator = generator
         self._order: list[int] = []
 

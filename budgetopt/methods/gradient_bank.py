@@ -20,15 +20,14 @@ from torch.func import functional_call, grad
 
 from budgetopt import augmentation, cache
 from budgetopt.errors import InputError
+from budgetopt.evaluation import one_thread
 from budgetopt.methods.base import TrainingData
-from budgetopt.methods.target_bank import Condition
-from budgetopt.networks import Network
+from budgetopt.methods.target_bank import Condition, real_rows
 from budgetopt.objective import GradientMatchingObjective
 from budgetopt.seeding import derive
 
 CHUNK = 64  # samples of one pass: activations stay in the processor's cache
 MOST_BYTES = 2_000_000_000  # of a bank: it lies in memory, in the cache folder, and in Ray's object store
-NORMALISED = 16  # real samples a class behind the frozen statistics of batch norm (DC, appendix)
 
 Weights = dict[str, torch.Tensor]
 
@@ -73,33 +72,6 @@ def augmented_as(objective: GradientMatchingObjective, data: TrainingData) -> Tr
     chosen = data.invariances if own is None else own.model_dump(exclude_none=True)
     augment = chosen if objective.method == "dsa" else {}
     return replace(data, spec=replace(data.spec, invariances=augment))
-
-
-def random_condition(seed: int, data: TrainingData) -> Condition:
-    """A random network, ready to be matched, and one draw per class."""
-    condition = Condition.from_seed(seed, data)
-    freeze_statistics(condition.network, seed, data)
-    return condition
-
-
-@torch.no_grad()
-def freeze_statistics(network: Network, seed: int, data: TrainingData) -> None:
-    """Batch norm takes the statistics of real samples of all classes: those of one class alone would hide what the
-    class looks like. Other networks stay as they are."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
-    if norms:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean of what is seen
-        rows = [real_rows(c, seed, NORMALISED, data) for c in range(data.spec.classes)]
-        network.train()(data.standardized(torch.from_numpy(data.train.x[np.concatenate(rows)]).to(data.device)))
-    network.eval()
-
-
-def real_rows(label: int, seed: int, count: int, data: TrainingData) -> np.ndarray:
-    """Up to `count` random rows of the train part of one class."""
-    rng = np.random.default_rng(derive("real batch", seed, label))
-    return rng.permutation(np.flatnonzero(data.train.y == label))[:count]
 
 
 def real_directions(
@@ -148,8 +120,9 @@ def build(
         def told(done: int, before: int = k * classes) -> None:
             progress(before + done, len(seeds) * classes)
 
-        condition = random_condition(condition_seed, data)
-        target = real_directions(condition, condition_seed, objective.real_batch, data, told)
+        condition = Condition.from_seed(condition_seed, data)
+        with one_thread(data.device):  # rounding depends on how many there are
+            target = real_directions(condition, condition_seed, objective.real_batch, data, told)
         found.append(target.cpu().numpy().astype(np.float16))
     return GradientBank(seeds, np.stack(found))
 
@@ -179,7 +152,7 @@ def cached(
 
     protocol, augment = data.protocol, sorted(augmented_as(objective, data).invariances.items())
     chosen = (objective.bank, objective.real_batch, protocol.network, protocol.width, augment)
-    found = cache.arrays(folder, "gradients", ("v1", data.spec.split_hash, chosen, seed), good, make)
+    found = cache.arrays(folder, "gradients", ("v2", data.spec.split_hash, chosen, seed), good, make)
     return GradientBank(found["seeds"], found["directions"])
 
 

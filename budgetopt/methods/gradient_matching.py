@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from budgetopt import augmentation
 from budgetopt.checkpoint import State
-from budgetopt.methods.base import Method, Optimizers, TrainingData
+from budgetopt.methods.base import Method, Optimizers, TrainingData, per_class_descent
 from budgetopt.methods.gradient_bank import (
     CHUNK,
     GradientBank,
@@ -20,12 +20,10 @@ from budgetopt.methods.gradient_bank import (
     augmented,
     augmented_as,
     class_gradient,
-    freeze_statistics,
     matched_weights,
-    random_condition,
     real_directions,
 )
-from budgetopt.methods.target_bank import Condition
+from budgetopt.methods.target_bank import Condition, freeze_statistics
 from budgetopt.objective import GradientMatchingObjective
 from budgetopt.representation import Representation
 from budgetopt.seeding import derive, generator
@@ -39,8 +37,7 @@ class GradientMatching(Method):
     weights, A an augmentation drawn per class (none for DC).
 
     A network is matched `outer` times; between them it takes `inner` steps on the synthetic set. With outer = 1 all
-    networks are random and the real side can be looked up in a bank; without one it is computed in every step. Every
-    sample of a class has a share of 1/IPC in its gradient, so the learning rate is multiplied by IPC.
+    networks are random and the real side can be looked up in a bank; without one it is computed in every step.
     """
 
     def __init__(
@@ -53,9 +50,8 @@ class GradientMatching(Method):
     ) -> None:
         self._objective, self._data = objective, augmented_as(objective, data)
         self._representation, self._bank, self._generator = representation, bank, generator
-        ipc = sum(representation.counts) / len(representation.counts)
-        image = torch.optim.SGD([representation.latent], lr=objective.lr_image * ipc, momentum=objective.momentum)
-        self._optimizers = Optimizers(image, representation, objective.lr_quantizer)
+        image, shares = per_class_descent(representation, objective.lr_image, objective.momentum)
+        self._optimizers = Optimizers(image, representation, objective.lr_quantizer, shares)
         self._groups = groups(representation.counts)
         self._order: list[int] = []
         self._condition: Condition | None = None  # with the network that lives on, where outer > 1
@@ -102,11 +98,11 @@ class GradientMatching(Method):
             self._order = torch.randperm(len(self._bank), generator=self._generator).tolist()
         k = self._order.pop()
         target = torch.tensor(self._bank.directions[k], dtype=torch.float32, device=self._data.device)
-        return random_condition(int(self._bank.seeds[k]), self._data), target
+        return Condition.from_seed(int(self._bank.seeds[k]), self._data), target
 
     def _live_target(self) -> tuple[Condition, torch.Tensor]:
         seed = derive("live", int(torch.randint(2**62, (), generator=self._generator)))
-        condition = random_condition(seed, self._data)
+        condition = Condition.from_seed(seed, self._data)
         if self._condition is not None and self._matched < self._objective.outer:
             network = self._condition.network
             self._train(network, seed)

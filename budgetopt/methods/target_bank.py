@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from budgetopt import augmentation, cache, evaluation
@@ -23,6 +24,7 @@ from budgetopt.seeding import derive, generator
 
 CHUNK = 64  # real samples embedded at once: activations stay in the processor's cache, 2.5 times as fast as 512
 FREQUENCIES = 1024  # of the random features of the Gaussian kernel
+NORMALISED = 16  # real samples a class behind the frozen statistics of batch norm (DC, appendix)
 LEAST_TRAINING = 6  # steps, of the networks that are trained at all
 
 
@@ -85,6 +87,7 @@ class Condition:
         network = data.random_network(g)
         if weights is not None:
             vector_to_parameters(torch.tensor(weights, device=data.device), network.parameters())
+        freeze_statistics(network, seed, data)
         drawn = None
         if data.invariances:
             drawn = augmentation.draw(data.invariances, data.spec.classes, g).to(data.device)
@@ -98,6 +101,27 @@ class Condition:
             x = augmentation.apply(x, self.draw[labels])
         features = self.network.embed(x)
         return features if self.kernel is None else self.kernel(features)
+
+
+@torch.no_grad()
+def freeze_statistics(network: Network, seed: int, data: TrainingData) -> None:
+    """Batch norm takes the statistics of real samples of all classes, and keeps them: those of one class alone would
+    hide what the class looks like, and real and synthetic samples must meet the same network. Other networks stay as
+    they are."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
+    if norms:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean of what is seen
+        rows = [real_rows(c, seed, NORMALISED, data) for c in range(data.spec.classes)]
+        network.train()(data.standardized(torch.from_numpy(data.train.x[np.concatenate(rows)]).to(data.device)))
+    network.eval()
+
+
+def real_rows(label: int, seed: int, count: int, data: TrainingData) -> np.ndarray:
+    """Up to `count` random rows of the train part of one class."""
+    rng = np.random.default_rng(derive("real batch", seed, label))
+    return rng.permutation(np.flatnonzero(data.train.y == label))[:count]
 
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -162,7 +186,8 @@ def _trained(seed: int, most: int, data: TrainingData) -> np.ndarray:
     steps = int(torch.randint(LEAST_TRAINING, max(most, LEAST_TRAINING) + 1, (), generator=g))
     real = evaluation.TrainingSet(data.train.x, data.train.y, spec.classes, spec.mean, spec.std)
     protocol = data.protocol.model_copy(update={"steps": steps})
-    network = evaluation.train_network(real, protocol, derive("matched network", seed), data.device)
+    with evaluation.one_thread(data.device):  # rounding depends on how many there are
+        network = evaluation.train_network(real, protocol, derive("matched network", seed), data.device)
     return parameters_to_vector(network.parameters()).detach().cpu().numpy()
 
 
@@ -200,6 +225,7 @@ def cached(
     augment = sorted(data.invariances.items())
     weights = sum(p.numel() for p in data.random_network(generator("size")).parameters())
     chosen = (objective.bank, objective.real_batch, objective.trained, objective.kernel)
-    key = ("v3", data.spec.split_hash, chosen, network, augment, seed)
+    recipe = data.protocol.hash if objective.trained else None
+    key = ("v4", data.spec.split_hash, chosen, network, recipe, augment, seed)
     found = cache.arrays(folder, "bank", key, good, make)
     return TargetBank(*(found[name] for name in ARRAYS))

@@ -64,6 +64,10 @@ class Apot(ScalarQuantizer):
     def bits(self) -> int:
         return LEVELS.index(self.levels) + 1
 
+    def sizes(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Each group's own."""
+        return [(p, p.detach().abs()) for p in self.parameters()]
+
     @torch.no_grad()
     def fit(self, x: torch.Tensor, labels: torch.Tensor, layout: Layout) -> None:
         self.group(labels, layout)

@@ -85,6 +85,10 @@ class Quantizer(nn.Module, ABC):
     def encode(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, Dequantizer]:
         """→ ((n, S) symbols, side information from the current parameters), no gradient."""
 
+    def sizes(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Every parameter, and what a step of it is relative to: one size, or one for each group, as it broadcasts."""
+        return [(p, p.detach().abs().mean()) for p in self.parameters()]
+
     def penalty(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """What the family adds to the loss of any method, zero for most."""
         return x.new_zeros(())

@@ -95,6 +95,14 @@ class Uniform(ScalarQuantizer):
         low, high = (torch.from_numpy(end.copy()).to(like)[self.groups.of(labels)] for end in self._first_ranges.T)
         return (low + high) / 2, torch.where(high > low, (high - low) / 2, 1.0)
 
+    def sizes(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Half of the width of each group's range: where it lies says nothing of how far its ends should move."""
+        if self.clipping != "learned":
+            return super().sizes()
+        low, high = self.range.detach()
+        half = (high - low) / 2
+        return [(self.range, torch.where(half > 0, half, half.mean()))]
+
     def side_information(self) -> LevelTable | Grouped:
         return self._table(self._learned_ranges()) if self.clipping == "learned" else self._frozen
 

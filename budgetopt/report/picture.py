@@ -20,19 +20,18 @@ def sample_sheet(packed: PackedSet) -> bytes | None:
     if len(shape) > 1 and shape[0] not in (1, 3):
         return None
     starts = np.concatenate([[0], np.cumsum(packed.counts)[:-1]])
+    shown = min(len(packed.counts), MAX_ROWS)
+    stops = starts + np.minimum(packed.counts, COLUMNS)
+    parts = [packed.decode(slice(int(starts[row]), int(stops[row]))) for row in range(shown)]
     if len(shape) == 1:
-        rows = [packed.decode(slice(s, s + min(c, COLUMNS))) for s, c in zip(starts, packed.counts, strict=True)]
-        pixels = np.concatenate(rows[:MAX_ROWS])
-        sheet = _to_bytes(pixels)
+        sheet = _to_bytes(np.concatenate(parts))
     else:
         channels, height, width = shape[0], *shape[-2:]
-        shown = min(len(packed.counts), MAX_ROWS)
         sheet = np.zeros((shown * (height + 1) + 1, COLUMNS * (width + 1) + 1, channels), np.uint8)
-        first = _flat(packed.decode(slice(1 << 10)))
-        low_high = (float(first.min()), float(first.max()))
+        tiles = [_flat(part) for part in parts]
+        low_high = (min(float(t.min()) for t in tiles if t.size), max(float(t.max()) for t in tiles if t.size))
         for row in range(shown):
-            stop = starts[row] + min(packed.counts[row], COLUMNS)
-            for column, sample in enumerate(_flat(packed.decode(slice(int(starts[row]), int(stop))))):
+            for column, sample in enumerate(tiles[row]):
                 tile = _to_bytes(sample, low_high).transpose(1, 2, 0)
                 top, left = 1 + row * (height + 1), 1 + column * (width + 1)
                 sheet[top : top + height, left : left + width] = tile

@@ -25,10 +25,12 @@ from budgetopt.transforms import build as build_transform
 @dataclass(frozen=True, eq=False)
 class InitialSet:
     """x: (n, c, h, w) or (n, f) float32 in raw units, in class order and, inside a class, most useful first;
-    counts: samples of each class."""
+    counts: samples of each class. soft: their labels, of a set that has some: a teacher that sees decoded samples knows
+    less than the one that labelled them."""
 
     x: np.ndarray
     counts: tuple[int, ...]
+    soft: SoftLabels | None = None
 
     def first(self, most: int) -> InitialSet:
         """The first `most` samples of each class."""
@@ -37,9 +39,8 @@ class InitialSet:
     def taking(self, counts: tuple[int, ...]) -> InitialSet:
         """The first so many of each class."""
         starts = np.cumsum(self.counts) - self.counts
-        return InitialSet(
-            self.x[np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])], counts
-        )
+        rows = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
+        return InitialSet(self.x[rows], counts, None if self.soft is None else self.soft[rows])
 
 
 class Representation(nn.Module):
@@ -81,6 +82,8 @@ class Representation(nn.Module):
             coded = optimised(coded, self.labels, self.quantizer, self.transform.layout, self.counts, allocation.rdoq)
         self.latent = nn.Parameter(self.quantizer.free(coded, self.labels) / self.unit)
         self.label_bits, self._teacher = allocation.label_bits, teacher
+        same = initial.soft is not None and initial.soft.bits == allocation.label_bits
+        self._kept = initial.soft if same else None
         self._temperature = allocation.label_temperature
         self._lost = (
             x - self.transform.inverse(coded) if self.label_bits else None
@@ -122,14 +125,17 @@ class Representation(nn.Module):
         return self._coded_size.bits(self.coded(), self.labels)
 
     def soft_labels(self) -> SoftLabels | None:
-        """The learned labels; else what the teacher says of all samples *before* quantization and of what the transform
-        left out: at few levels it takes decoded ones for other classes (Fashion-MNIST at 2 levels: 73 % right, 93 %
-        before). Without a teacher the class is certain, which makes the shortest file. None where labels are hard."""
+        """The learned labels; else those that the initial set has; else what the teacher says of all samples *before*
+        quantization and of what the transform left out: at few levels it takes decoded ones for other classes
+        (Fashion-MNIST at 2 levels: 73 % right, 93 % before). Without a teacher the class is certain, which makes the
+        shortest file. None where labels are hard."""
         if self._lost is None:
             return None
         if self.label_logits is not None:
             learned = torch.softmax(self.label_logits.detach().double(), 1)
             return SoftLabels.nearest(learned.cpu().numpy(), self.label_bits)
+        if self._kept is not None:
+            return self._kept
         if self._teacher is None:
             return SoftLabels.nearest(np.eye(len(self.counts))[self.labels.cpu().numpy()], self.label_bits)
         return SoftLabels.nearest(self._taught(self._teacher, self._lost), self.label_bits)
@@ -139,13 +145,15 @@ class Representation(nn.Module):
         return teacher.probabilities(self.transform.inverse(self.coded().detach()) + lost, self._temperature)
 
     def learn_labels(self, logits: torch.Tensor) -> nn.Parameter:
-        """From now on soft labels are the softmax of a parameter. It starts from what the teacher says, or, without
-        one, from `logits` (n, C). Raises `ValueError` where labels are hard."""
+        """From now on soft labels are the softmax of a parameter. It starts from the labels of the initial set, else
+        from what the teacher says, else from `logits` (n, C). Raises `ValueError` where labels are hard."""
         if self._lost is None:
             raise ValueError("labels are hard: label_bits is 0")
-        if self._teacher is not None:
-            taught = np.log(np.maximum(self._taught(self._teacher, self._lost), np.finfo(np.float32).tiny))
-            logits = torch.from_numpy(taught)
+        taught = None if self._kept is None else self._kept.targets()
+        if taught is None and self._teacher is not None:
+            taught = self._taught(self._teacher, self._lost)
+        if taught is not None:
+            logits = torch.from_numpy(np.log(np.maximum(taught, np.finfo(np.float32).tiny)))
         self.label_logits = nn.Parameter(logits.detach().to(self.latent.device, torch.float32, copy=True))
         return self.label_logits
 

@@ -40,10 +40,12 @@ class KeptTrial(declarative.Strict):
 
 
 class KeptRun(declarative.Strict):
-    """A run, and what its figures rest on. validation: samples of that part."""
+    """A run, and what its figures rest on. source: hash of the data's place and how they are read; validation: samples
+    of that part."""
 
     run: str
     dataset: str
+    source: str | None = None  # earlier versions had none
     split_hash: str
     init_hash: str | None
     protocol: str  # its hash
@@ -74,6 +76,7 @@ class KeptRun(declarative.Strict):
         return cls(
             run=str(path),
             dataset=Path(config.dataset).name,
+            source=_source_hash(config),
             split_hash=facts["split_hash"],
             init_hash=config.init_hash,
             protocol=config.protocol.hash,
@@ -115,6 +118,12 @@ class WarmStart(declarative.Strict):
         return [_relevant(run, own, config, spec) for run in self.runs]
 
 
+def _source_hash(config: SearchConfig) -> str:
+    """Files of the same name in two folders are different data; so is one file with another label column."""
+    place = (config.dataset, config.label, config.resize, config.spectrogram)
+    return hashlib.sha256(json.dumps(place).encode()).hexdigest()
+
+
 def _relevant(run: KeptRun, own: dict[str, Any], config: SearchConfig, spec: DataSpec) -> Earlier:
     found = []
     for number, trial in enumerate(run.trials):
@@ -126,10 +135,11 @@ def _relevant(run: KeptRun, own: dict[str, Any], config: SearchConfig, spec: Dat
         held = (trial.initial_bytes, float(trial.bytes), trial.samples, trial.accuracy, trial.error)
         found.append(Observed(number, allocation, kind, "complete", *held, rungs={}))
     same_start = run.init_hash == config.init_hash
+    same_data = run.split_hash == spec.split_hash or run.source == _source_hash(config)
     return Earlier(
         tuple(found),
         run.classes,
         run.validation,
-        comparable=same_start and run.protocol == config.protocol.hash and run.dataset == Path(config.dataset).name,
+        comparable=same_start and same_data and run.protocol == config.protocol.hash,
         same_sizes=same_start and run.split_hash == spec.split_hash,
     )
