@@ -24,7 +24,7 @@ from budgetopt.seeding import generator
 NETWORKS = 3  # with random weights, over which traces are averaged
 MOST = 200  # real samples a class, drawn: the standard error of a mean over them is a few percent
 AT_ONCE = 16  # gradients in memory
-LEAST = 0.01
+LEAST = 0.01  # share of the most probable label, under which one is not worth a gradient of its own
 
 
 @dataclass(frozen=True)
