@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from budgetopt import cli_data, cli_files, option_text, process, terminal
+from budgetopt import __version__, cli_data, cli_files, option_text, process, terminal
 from budgetopt.cli_options import (
     Address,
     Candidates,
@@ -38,6 +38,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback(no_args_is_help=True)
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Which dataset of at most N bytes trains the best model?"""
+
 
 app.add_typer(cli_files.app)  # without a name: its commands are of this level
 app.add_typer(cli_data.app, name="data")

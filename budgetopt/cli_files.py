@@ -36,7 +36,9 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option(help="Another recipe than the file's: a preset, or a path that ends in .toml.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Override the number of trainings.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Trainings, 1 to 1000 (default: the protocol's, at least 5).")
+    ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="The recall of every class too.")] = False,
     data_root: DataRoot = None,
     label: Label = None,
@@ -95,12 +97,14 @@ def export(
         Path | None, typer.Option(help="Target file (default: the file's name in the current folder).")
     ] = None,
 ) -> None:
-    """Write the decoded samples for other programs. In Python: `budgetopt.load(file).to_torch()` needs no export.
+    """Write the decoded samples for other programs. In Python `budgetopt.load(file).to_torch()` needs no export.
 
-    npz, safetensors and torch hold x in raw units, y, mean, std, and targets where labels are soft. parquet is the
-    Hugging Face image layout, or one column for each feature; values that are not whole numbers 0…255 are rounded for
-    its PNGs, which is said, and refused where that would change the pictures. webdataset keeps such values as .npy.
-    """
+    npz, safetensors, torch: x in raw units, y, mean, std, and targets where labels are soft.
+
+    parquet: the Hugging Face image layout, or one column a feature. Values other than 0…255 are rounded for its PNGs, which is said, and refused where that would change the pictures.
+
+    webdataset: such values are kept as .npy.
+    """  # noqa: E501 - a line of the help is a paragraph
     from budgetopt.exporting import export
     from budgetopt.packing import unpack_file
 

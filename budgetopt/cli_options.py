@@ -22,7 +22,9 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(help="Folder with torchvision's files (default: a cache folder).", envvar="BUDGETOPT_DATA"),
 ]
-Resize = Annotated[str | None, typer.Option(help="Make all pictures one size, centre cropped: 32, 24x32, 32:lanczos.")]
+Resize = Annotated[
+    str | None, typer.Option(help="Make all pictures one size, centre cropped: 32, 24x32 (height x width), 32:lanczos.")
+]
 Spectrogram = Annotated[
     str | None,
     typer.Option(

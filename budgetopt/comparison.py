@@ -37,6 +37,8 @@ def compare(
     that of the run folder around the file. protocol: a preset or TOML file in place of the file's. Raises `InputError`
     before any training."""
     file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{str(file)!r} is a folder: name a file in it, such as {str(file / 'best.bopt')!r}")
     if not file.is_file():
         raise InputError(f"cannot read {str(file)!r}: no such file")
     content, packed = unpack_file(file)

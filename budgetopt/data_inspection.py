@@ -97,7 +97,7 @@ class Understood:
             ("dataset", self.dataset),
             ("samples", f"{self.train:,} training, {self.validation:,} validation, {test}"),
             ("shape", f"{'×'.join(map(str, self.shape))}, {self.dtype}, values {self.low:g} to {self.high:g}{looked}"),
-            ("classes", f"{len(counts)}: {', '.join(classes[:SHOWN])}{more}"),
+            ("classes", f"{len(counts)}: {', '.join(classes[:SHOWN])}{more} (training and validation)"),
             ("balance", "equal" if least == most else f"{least:,} to {most:,} a class, a factor of {most / least:.1f}"),
             ("protocol", f"{self.protocol}, search space {self.space}"),
             ("bytes a sample", ", ".join(f"{self.sample_bytes[b]:,.0f} at {b}" for b in self.sample_bytes) + " bits"),
@@ -111,7 +111,8 @@ class Understood:
                     "a search",
                     f"about {e.trials:,} such trials on {e.workers} workers in the default {_duration(e.time_limit)}",
                 ),
-                ("memory", f"about {e.memory / 1e9:.1f} GB in all; these are estimates from {TIMED_STEPS} steps"),
+                ("memory", f"about {e.memory / 1e9:.1f} GB in all"),
+                ("estimates", f"the three lines above, from {TIMED_STEPS} steps on this machine as it is now"),
             ]
         return [*found, *(("note", note) for note in self.notes), *(("warning", w) for w in self.warnings)]
 
@@ -257,4 +258,4 @@ def _peak_memory() -> int:
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.3g} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from budgetopt.errors import InputError
+
+
+def resume_command(run: object, options: str = "") -> str:
+    """What goes on with a run, as it can be typed: in quotation marks, unless the name needs some itself."""
+    name = shlex.quote(str(run))
+    command = f"budgetopt resume {name}{options}"
+    return f"'{command}'" if name == str(run) else command
 
 
 def seconds(text: str | None) -> float | None:

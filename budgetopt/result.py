@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.errors import InputError
+from budgetopt.option_text import resume_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +54,11 @@ class Result:
     class_counts: tuple[int, ...] = ()  # of the train part; none in runs of earlier versions
 
     @property
+    def title(self) -> str:
+        """The dataset's name, without the folder that it lies in."""
+        return Path(self.dataset).name if Path(self.dataset).is_absolute() else self.dataset
+
+    @property
     def imbalanced(self) -> bool:
         """Whether accuracy says little of the smaller classes: one has half the samples of another, or fewer."""
         return bool(self.class_counts) and max(self.class_counts) >= 2 * min(self.class_counts)
@@ -79,7 +85,7 @@ def read(folder: str | Path) -> Result:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         if table.get("state") != "final":
-            raise InputError(f"the run {str(folder)!r} is not finished: go on with 'budgetopt resume {folder}'")
+            raise InputError(f"the run {str(folder)!r} is not finished: go on with {resume_command(folder)}")
         points = [_point(folder, member) for member in table["members"]]
         return Result(
             folder=folder,

@@ -20,7 +20,9 @@ def write(target: Path, content: bytes) -> None:
 def console() -> Any:
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=160, highlight=False)
+    # names of files, columns and classes are the user's: brackets in them are no markup
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, highlight=False, markup=False)
 
 
 def report(console: Any) -> Any:
@@ -91,7 +93,9 @@ def print_front(console: Any, result: Any) -> None:
     from budgetopt.report.plots import text_plot
     from budgetopt.report.tables import closing_lines, front_table
 
-    console.print(f"\nPareto front of {result.dataset} within {result.budget} (figures on the test split)")
+    console.print(
+        f"\nPareto front of {result.title} within {result.budget} (figures on the test split)", soft_wrap=True
+    )
     console.print(front_table(result))
     points = [(p.bytes, p.accuracy) for p in result.front]
     print("\n".join(text_plot(points, points)))

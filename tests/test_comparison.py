@@ -64,9 +64,11 @@ def test_the_line_of_one_network(printed, given):
         f"± {found.binomial_half_width:.2%} from 60 test samples, macro-F1 {found.macro_f1:.2%}; "
         f"{(given / 'a.bopt').stat().st_size} bytes\n"
     )
-    assert re.fullmatch(
-        f"mlp: test accuracy {FIGURE} over 1 train.*", printed("--network", "mlp", "--seeds", "1").strip()
-    )
+    one = printed("--network", "mlp", "--seeds", "1").strip()
+    assert re.fullmatch(rf"mlp: test accuracy {FIGURE} over 1 training \(a look: .* 5 or more\), .*", one)
+    assert "over 2 trainings (a look: figures are means of 5 or more), " in printed("--seeds", "2")
+    with pytest.raises(InputError, match=r"'\.' is a folder: name a file in it, such as 'best\.bopt'"):
+        api.evaluate(".", "mine.npz")
 
 
 def test_another_protocol_takes_the_place_of_the_files(printed, given):

@@ -412,6 +412,10 @@ def test_empty_folders(tmp_path):
     for file in (root / "train" / "été").iterdir():
         file.unlink()
     refused(open_source(str(root)).train_arrays, "no pictures in it")
+    parent = tmp_path / "all of mine"  # of data sets: their classes lie a level deeper
+    many(parent / "pets", 2)
+    many(parent / "cars" / "train", 2)
+    refused(lambda: open_source(str(parent)).train_arrays(), f"did you mean --dataset '{parent}/pets'?")
 
 
 def many(root, count, broken=()):

@@ -154,7 +154,7 @@ def test_metadata_may_name_more_classes_than_there_are(tmp_path):
         pyarrow.parquet.write_table(table, tmp_path / f"{part}.parquet")
     found = data_inspection.inspect(str(tmp_path))
     assert found.class_names == CLASSES
-    assert dict(found.facts())["classes"] == "3: chat 12, chien 9, été 6"
+    assert dict(found.facts())["classes"] == "3: chat 12, chien 9, été 6 (training and validation)"
     more = [*rows_of("test"), (rows_of("test")[0][0], 4)]
     pyarrow.parquet.write_table(table_of(more, names=(*CLASSES, "cheval", "oie")), tmp_path / "test.parquet")
     (warning,) = data_inspection.inspect(str(tmp_path)).warnings
@@ -185,7 +185,8 @@ def test_text_and_json(capsys, monkeypatch, tmp_path):
     assert lines["samples"].endswith("test")
     assert "chien" in lines["classes"]
     assert lines["bytes a sample"].endswith("at 8 bits")
-    assert "estimates" in lines["memory"]
+    assert "3 steps" in lines["estimates"]
+    assert lines["a search"].endswith(("in the default 4.5 min", "in the default 60 min"))
     code, out, _ = said([path, "--json", "--resize", "8"], capsys, monkeypatch)
     table = json.loads(out)
     assert not code

@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 from sets import packed_set
 
+from budgetopt import terminal
 from budgetopt.allocation import Allocation
 from budgetopt.budget import Budget
 from budgetopt.packing import UniformLevels
@@ -87,11 +88,20 @@ def test_axes_are_labelled():
     assert {len(line) for line in lines} == {48}
 
 
-@pytest.mark.parametrize("points", [[(100, 0.5)], [(100, 0.5)] * 3, [(100, 0.5), (200, 0.5)], [(100, 0.2), (100, 0.3)]])
+@pytest.mark.parametrize("points", [[], [(100, 0.5)], [(100, 0.5)] * 3])
+def test_one_point_is_no_plot(points):
+    assert text_plot(points, points[:1], width=10, height=4) == []
+
+
+@pytest.mark.parametrize(
+    "points", [[(100, 0.5), (200, 0.5)], [(100, 0.2), (100, 0.3)], [(9, 1.0), (99, 1.0), (8, 0.999)]]
+)
 def test_single_points_and_flat_sets(points):
     lines = text_plot(points, points[:1], width=10, height=4)
     assert len(lines) == 6
     assert len(marks(lines, "●")) == 1
+    labels = [line[:6] for line in lines if "%" in line[:6]]
+    assert len(set(labels)) == 2
 
 
 def test_one_failure_does_not_flatten_the_rest():
@@ -184,8 +194,28 @@ def test_half_width_is_not_clipped(result):
 def test_closing_lines(result):
     text = "\n".join(closing_lines(result))
     assert "± 1.0% at best.bopt" in text
-    assert "test evaluations in this run: 7; hypervolume 0.625" in text
+    assert (
+        "test evaluations in this run: 7 (3 of the front, the others of all data and by 'eval'); hypervolume 0.625"
+        in text
+    )
     assert f"{FOLDER / 'best.bopt'} (20,000 bytes of 30,000)" in text
+
+
+def test_names_of_users_are_no_markup(result, monkeypatch, capsys):
+    """A file may be called `cust [old].csv`, and `[/` would end a style that was never begun."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    for name in ("/data/cust [old].csv", "a [/b] c"):
+        shown = replace(result, dataset=name)
+        terminal.print_front(terminal.console(), shown)
+        out = capsys.readouterr().out
+        assert shown.title in " ".join(out.split())
+        assert "/data/" not in out
+        table = plan_table([("dataset", name), ("note", "[red]x[/red]")])
+        console = terminal.console()
+        with console.capture() as printed_:
+            console.print(table)
+        assert name in printed_.get()
+        assert "[red]x[/red]" in printed_.get()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -242,6 +272,29 @@ def test_front_figure(result):
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert any("all data: 95.0%" in text for text in texts)
     assert any("budget: 30,000 bytes" in text for text in texts)
+
+
+def test_a_reference_far_outside_does_not_widen_the_figure(result):
+    """Lines are drawn up to twice the budget; what lies farther is told in the legend."""
+    for budget, drawn in ((30_000, True), (1_000, False)):
+        (axes,) = front_figure(replace(result, budget=Budget(budget))).axes
+        lines = [line for line in axes.lines if list(line.get_xdata()) == [17_000, 17_000]]
+        assert bool(lines) == drawn
+        texts = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert any("17,000 bytes" in text and text.endswith("(outside)") != drawn for text in texts)
+
+
+def test_what_is_dominated_on_test_is_hollow_and_no_step_of_the_front(result):
+    (axes,) = front_figure(result).axes
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[1000]]
+    steps = [list(line.get_xdata()) for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    assert steps == [[100, 20_000]]
+
+
+def test_ticks_are_decimal_as_budgets_are(result):
+    (axes,) = front_figure(result).axes
+    assert {100, 1000, 2000, 5000, 10_000} <= {round(tick) for tick in axes.get_xticks()}
 
 
 def packed(shape, counts, levels=2):

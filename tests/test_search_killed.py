@@ -113,6 +113,7 @@ def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
     command("resume", "run", "--candidates", 2, folder=tmp_path)
     assert json.loads((run / "front.json").read_text())["candidates"] == 2
     assert 1 <= len(result.read(run).front) <= 2
+    assert "run is finished: nothing was run" in command("resume", "run", "--trials", 9, folder=tmp_path).stdout
     for name in ("front.csv", "front.png"):  # as if killed just before the reports
         (run / name).unlink()
     command("resume", "run", folder=tmp_path)

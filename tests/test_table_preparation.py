@@ -407,6 +407,30 @@ def test_nothing_is_stored_where_nothing_is_needed(tmp_path):
     assert data.load_test().y.tolist() == [0, 1, 2] * 40
 
 
+@pytest.mark.parametrize("gap", ["", "NA", "n/a", "NULL", "nan", "#N/A"])
+def test_a_receivers_rows_are_read_as_the_search_read_them(tmp_path, gap):
+    """Gaps are the same texts in a CSV and in rows of csv.DictReader, one mapping a row."""
+    (tmp_path / "d").mkdir()
+    lines = ["income,town,kind"]
+    lines += [f"{gap if i % 9 == 0 else 100 + i},{gap if i % 7 == 0 else 'ab'[i % 2]},{i % 2}" for i in range(200)]
+    for part in ("train", "test"):
+        (tmp_path / "d" / f"{part}.csv").write_text("\n".join(lines) + "\n")
+    data = prepared(str(tmp_path / "d"))
+    test = data.load_test()
+    rows = list(csv.DictReader(io.StringIO("\n".join(lines))))
+    how = data.spec.preparation
+    np.testing.assert_array_equal(how.samples(rows), test.x)
+    np.testing.assert_array_equal(how.samples({name: [row[name] for row in rows] for name in rows[0]}), test.x)
+    refused(lambda: how.samples(17), "columns by name", "a list of one mapping for each row, not int")
+    refused(lambda: how.samples([1, 2]), "not list")
+
+
+def test_text_that_looks_like_a_gap_may_be_a_level():
+    column = Categorical("country", ("NA", "NO"))
+    assert column.samples(["NA", "NO", ""]).tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert Categorical("country", ("", "NO")).samples(["NA", "NO", ""]).tolist() == [[1, 0], [0, 1], [1, 0]]
+
+
 def test_constant_columns_are_told(tmp_path):
     table = mixed() | {"size": pa.array([2.5] * 120), "colour": pa.array(["red"] * 120)}
     (note,) = [n for n in prepared(folder(tmp_path / "a", table)).source.notes if "tells nothing" in n]
@@ -419,7 +443,10 @@ def test_constant_columns_are_told(tmp_path):
     [
         (pa.array([None] * 120, pa.float64()), ("'bad' holds no value at all",)),
         (pa.array([None] * 120), ("'bad' holds no value at all",)),
-        (pa.array([f"name {i}" for i in range(120)]), ("'bad' has 100 different texts in 100 rows", "leave it out")),
+        (
+            pa.array([f"name {i}" for i in range(120)]),
+            ("'bad' has 100 different texts in 100 rows", "remove it from the file"),
+        ),
         (pa.array([[1.0]] * 120), ("'bad' is of type list",)),
         (pa.array(np.full(120, "2026-01-01", "datetime64[D]")), ("'bad' is of type date32",)),
     ],

@@ -91,7 +91,9 @@ class PictureFolder(EncodedPictures):
         for label, name in enumerate(self.class_names):
             own = _pictures(folder / name) if (folder / name).is_dir() else []
             if complete and not own:
-                raise InputError(f"{folder / name}: no pictures in it; known are {', '.join(sorted(SUFFIXES))}")
+                deeper = [found for found in _subfolders(folder) if any(map(_pictures, _subfolders(found)))]
+                hint = f": did you mean --dataset {str(deeper[0])!r}?" if deeper else ""
+                raise InputError(f"{folder / name}: no pictures in it; known are {', '.join(sorted(SUFFIXES))}{hint}")
             files += own
             labels += [label] * len(own)
         if not files:

@@ -13,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from budgetopt.errors import InputError, first_line
+from budgetopt.packing.table import MISSING
 
 SUFFIXES = (".parquet", ".csv")
 MOST_VALUES = 1 << 30  # of one part: a few bytes of Parquet may claim any number of rows
@@ -102,7 +103,10 @@ def read(path: Path, columns: list[str], as_text: Iterable[str] = ()) -> pa.Tabl
         if path.suffix == ".csv":
             kinds = {name: pa.string() for name in as_text}
             # NA and the like are missing in text too, as pandas reads them: a receiver may read its rows by it
-            options = pyarrow.csv.ConvertOptions(include_columns=columns, column_types=kinds, strings_can_be_null=True)
+            options = pyarrow.csv.ConvertOptions(
+                include_columns=columns, column_types=kinds, strings_can_be_null=True,
+                null_values=sorted(MISSING),
+            )  # fmt: skip
             table = pyarrow.csv.read_csv(path, parse_options=NEWLINES, convert_options=options)
         else:
             file = pyarrow.parquet.ParquetFile(path)

@@ -58,7 +58,7 @@ def _numeric(
     missing = np.isnan(values)
     known = values[train][~missing[train]].clip(-FARTHEST, FARTHEST)
     if not len(known):
-        raise InputError(f"{path}: column {name!r} holds no value at all in the train part: leave it out")
+        raise InputError(f"{path}: column {name!r} holds no value at all in the train part: remove it from the file")
     if missing.any() or gaps:
         said["gaps"].append(f"column {name!r}, {missing[train].mean():.1%}, taken as the median {np.median(known):g}")
     spread = float(known.std()) if known.min() < known.max() else 0.0
@@ -88,7 +88,7 @@ def _categorical(values: list[str], name: str, path: Path, said: dict[str, list[
     if 2 * len(counts) > len(values):
         raise InputError(
             f"{path}: column {name!r} has {len(counts)} different texts in {len(values)} rows of the train part: names "
-            "tell nothing of other rows, leave it out"
+            "tell nothing of other rows, remove it from the file"
         )
     often = sorted(counts, key=lambda level: (-counts[level], level))[: MOST_LEVELS - 1]
     said["text"].append(f"column {name!r}, {len(often)} most frequent of {len(counts)} levels, others as one")

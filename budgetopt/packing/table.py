@@ -24,6 +24,11 @@ MOST_CLASS = 1 << 62  # of a class that is a number
 _NUMERIC, _INDICATED, _CATEGORICAL, _OTHER = range(4)  # kinds of columns, as stored
 _NUMBERS, _TEXT = range(2)  # kinds of classes, as stored
 
+# what stands for no value in a CSV, as Arrow and pandas read it
+MISSING = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA", "NULL")
+) | {"NaN", "n/a", "nan", "null"}
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -66,7 +71,7 @@ class Numeric:
         return 1 + self.indicator
 
     def samples(self, values: Any) -> np.ndarray:
-        """values: (n,) numbers, or text of numbers; None, NaN and empty text are missing → (n, width) float32."""
+        """values: (n,) numbers, or text of numbers; None, NaN and text in MISSING are gaps → (n, width) float32."""
         found = numbers(values, self.name)
         missing = np.isnan(found)
         with np.errstate(over="ignore"):
@@ -79,14 +84,14 @@ class Numeric:
 
 
 def numbers(values: Any, name: str) -> np.ndarray:
-    """Of the column called `name`: (n,) float64, NaN where a value is missing: None, NaN, empty text."""
+    """Of the column called `name`: (n,) float64, NaN where a value is missing: None, NaN, text in MISSING."""
     found = np.asarray(values)
     if found.dtype.kind in "biuf":
         return found.astype(np.float64)
     made = np.full(len(found), np.nan)
     for row, value in enumerate(found.tolist()):
         try:
-            made[row] = np.nan if value is None or value == "" else value
+            made[row] = np.nan if value is None or (isinstance(value, str) and value in MISSING) else value
         except (TypeError, ValueError):
             raise InputError(f"column {name!r} is {value!r} in row {row}: it must hold numbers") from None
     return made
@@ -118,7 +123,10 @@ class Categorical:
         unknown = len(self.levels)
         at = {level: place for place, level in enumerate(self.levels)}
         listed = as_list(values)
-        places = np.fromiter((at.get(as_text(value), unknown) for value in listed), np.int64, len(listed))
+        texts = [as_text(value) for value in listed]
+        # NA is a gap, unless it is a level: an Arrow table may hold it as text
+        texts = ["" if text in MISSING and text not in at else text for text in texts]
+        places = np.fromiter((at.get(text, unknown) for text in texts), np.int64, len(texts))
         made = np.zeros((len(listed), unknown + 1), np.float32)
         made[np.arange(len(listed)), places] = 1
         return made[:, : self.width]
@@ -270,8 +278,16 @@ def as_text(value: Any) -> str:
 
 def _by_name(table: Any) -> Mapping[str, Any]:
     names = getattr(table, "column_names", None)  # Arrow's tables
+    if isinstance(table, list | tuple) and table and all(isinstance(row, Mapping) for row in table):
+        return {name: [row.get(name) for row in table] for name in table[0]}
     if names is None:
-        names = list(table.keys())
+        try:
+            names = list(table.keys())
+        except AttributeError:
+            raise InputError(
+                f"rows of a table are columns by name (a mapping to arrays, a data frame, an Arrow table) or a list of "
+                f"one mapping for each row, not {type(table).__name__}"
+            ) from None
     return {name: table[name] for name in names}
 
 

@@ -34,6 +34,9 @@ class ConsoleReport:
             for what, value in lines:
                 print(f"{what}: {value}", flush=True)
 
+    def finished(self, out: RunFolder) -> None:
+        print(f"{out} is finished: nothing was run; another search can learn from it by --warm-start", flush=True)
+
     def watch(self, progress: Progress) -> Observer:
         return LiveDisplay(self._console, progress) if self._console.is_terminal else PlainLines(progress)
 
@@ -42,6 +45,9 @@ class Silent:
     """For the Python API: says nothing."""
 
     def plan(self, config: SearchConfig, dataset: Dataset, out: RunFolder, smallest: int) -> None:
+        pass
+
+    def finished(self, out: RunFolder) -> None:
         pass
 
     def watch(self, progress: Progress) -> Observer:

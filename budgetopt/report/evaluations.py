@@ -10,12 +10,17 @@ from rich.table import Table
 from budgetopt.comparison import Compared
 from budgetopt.scores import Evaluation
 
+LEAST_SEEDS = 5  # as in `protocol.Protocol.seeds`
+
 
 def line(network: str | None, found: Evaluation, size: int) -> str:
     """size: of the file, in bytes."""
+    count, few = len(found.scores), ""
+    if count < LEAST_SEEDS:
+        few = f" (a look: figures are means of {LEAST_SEEDS} or more)"
     return (
         f"{network + ': ' if network else ''}test accuracy {_accuracy(found)}"
-        f"{'' if math.isnan(found.half_width) else ' (95 %)'} over {len(found.scores)} trainings, "
+        f"{'' if math.isnan(found.half_width) else ' (95 %)'} over {count} training{'s' * (count > 1)}{few}, "
         f"± {found.binomial_half_width:.2%} from {found.samples:,} test samples, macro-F1 {_share(found.macro_f1)}; "
         f"{size:,} bytes"
     )

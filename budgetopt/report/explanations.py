@@ -8,6 +8,7 @@ from rich.table import Table
 
 from budgetopt.search.explanation import Explanation
 
+FEW = 8  # trials, under which they say little beside the prior
 LAW = "log-odds of accuracy: e − A·n^(−p) − B·√δ − D·δ; n: samples a class, δ: measured distortion"
 
 
@@ -36,6 +37,9 @@ def law_table(found: Explanation) -> Table:
 
 
 def lines(found: Explanation) -> Iterator[str]:
+    if found.trials < FEW:
+        count = f"{found.trials} trial{'s' * (found.trials > 1)}"
+        yield f"after {count} this is mostly what any search expects at its start"
     changes = [f"{levels} levels from {size:,.0f} bytes" for size, levels in found.sweet_levels]
     yield f"sweet spot: {', '.join(changes)}"
     yield f"around the laws single allocations scatter by {found.misfit:.2f} in log-odds ({found.trials} trials)"

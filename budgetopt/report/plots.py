@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from budgetopt.result import Result
 from budgetopt.search.study import Record
 
+LEAST_SPAN = 0.01  # of accuracies in a plot of text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 def front_figure(result: Result, trials: Sequence[Record] = ()) -> Figure:
     """The front on the test split with 95 % intervals, all trials (validation) behind it, and the reference lines."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -30,7 +32,8 @@ def front_figure(result: Result, trials: Sequence[Record] = ()) -> Figure:
             label="trials (validation estimate)",
         )
     points = result.front
-    axes.step([p.bytes for p in points], [p.accuracy for p in points], where="post", color="C0", lw=1, alpha=0.5)
+    kept, beaten = ([p for p in points if p.dominated_on_test == dominated] for dominated in (False, True))
+    axes.step([p.bytes for p in kept], [p.accuracy for p in kept], where="post", color="C0", lw=1, alpha=0.5)
     axes.errorbar(
         [p.bytes for p in points],
         [p.accuracy for p in points],
@@ -44,33 +47,52 @@ def front_figure(result: Result, trials: Sequence[Record] = ()) -> Figure:
         color="C0",
         label="front (test, 95 % interval over trainings)",
     )
+    axes.plot(
+        [p.bytes for p in beaten],
+        [p.accuracy for p in beaten],
+        "o",
+        ms=5,
+        color="C0",
+        mfc="white",
+        label="on the front by validation, dominated on test" if beaten else None,
+    )
+    widest = 2 * result.budget.bytes
     for name, reference in result.references.items():
         if "accuracy" in reference:
             axes.axhline(reference["accuracy"], color="C2", ls="--", lw=1, label=f"{name}: {reference['accuracy']:.1%}")
         elif reference["bytes"]:
-            axes.axvline(reference["bytes"], color="C3", ls=":", lw=1, label=f"{name}: {reference['bytes']:,} bytes")
+            label = f"{name}: {reference['bytes']:,} bytes"
+            if reference["bytes"] <= widest:
+                axes.axvline(reference["bytes"], color="C3", ls=":", lw=1, label=label)
+            else:  # a line far outside would leave most of the plane to nothing
+                axes.plot([], [], color="C3", ls=":", lw=1, label=f"{label} (outside)")
     axes.axvline(result.budget.bytes, color="0.3", ls="-", lw=1, label=f"budget: {result.budget.bytes:,} bytes")
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("bytes of the packed file")
     axes.set_ylabel("accuracy")
-    axes.set_title(f"{result.dataset}: accuracy of networks trained on the packed file")
+    axes.set_title(f"{result.title}: accuracy of networks trained on the packed file")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="best")
     return figure
 
 
 def text_plot(
     points: Sequence[tuple[int, float]], front: Sequence[tuple[int, float]], width: int = 56, height: int = 10
 ) -> list[str]:
-    """Lines of text: `·` a trial, `●` the front; x is log2(bytes), y accuracy. Empty for no points."""
-    if not points:
+    """Lines of text: `·` a trial, `●` the front; x is log2(bytes), y accuracy. Empty for fewer than two
+    different points."""
+    if len(set(points)) < 2:
         return []
     xs = [math.log2(b) for b, _ in points]
     x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
     ys = sorted(a for _, a in points)
-    y0, y1 = ys[len(ys) // 20], max(ys[-1], ys[0] + 1e-9)  # a single failure must not flatten the rest
+    y0, y1 = ys[len(ys) // 20], ys[-1]  # a single failure must not flatten the rest
+    if y1 - y0 < LEAST_SPAN:
+        y0 = y1 - LEAST_SPAN
     grid = [[" "] * width for _ in range(height)]
     for marked, mark in ((points, "·"), (front, "●")):
         for size, accuracy in marked:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from budgetopt.budget import Budget
 from budgetopt.data.dataset import Dataset
@@ -40,7 +41,7 @@ def protocol_line(protocol: Protocol) -> str:
 def plan_lines(config: SearchConfig, dataset: Dataset, out: str, smallest: int) -> list[tuple[str, str]]:
     """What a search will do: (what, value) pairs."""
     spec = dataset.spec
-    limits = [f"{config.trials} trials"] if config.trials else []
+    limits = [f"{config.trials} trial{'s' * (config.trials > 1)}"] if config.trials else []
     if config.time_limit and config.time_limit < NO_LIMIT:
         limits.append(f"{duration(config.time_limit)} in all")
     where = f"{config.workers} on {config.gpus} GPU(s)" if config.gpus else f"{config.workers} (CPU)"
@@ -62,7 +63,7 @@ def plan_lines(config: SearchConfig, dataset: Dataset, out: str, smallest: int) 
 def plan_table(lines: Sequence[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     for what, value in lines:
-        table.add_row(f"[bold]{what}[/bold]", value)
+        table.add_row(Text(what, style="bold"), Text(value))
     return table
 
 
@@ -127,6 +128,8 @@ def closing_lines(result: Result) -> list[str]:
     binomial = result.best.binomial
     return [
         f"intervals: 95 %, over trainings on one file; the finite test split adds ± {binomial:.1%} at best.bopt",
-        f"test evaluations in this run: {result.test_evaluations}; hypervolume {result.hypervolume:.3f} (validation)",
-        f"best dataset: {result.folder / 'best.bopt'} ({result.best.bytes:,} bytes of {result.budget.bytes:,})",
+        f"test evaluations in this run: {result.test_evaluations} ({len(result.front)} of the front, the others of "
+        f"all data and by 'eval'); hypervolume {result.hypervolume:.3f} (validation)",
+        f"best dataset, chosen on validation: {result.folder / 'best.bopt'} ({result.best.bytes:,} bytes of "
+        f"{result.budget.bytes:,})",
     ]

@@ -17,6 +17,7 @@ from budgetopt.data.dataset import Dataset, Split
 from budgetopt.errors import BudgetoptError, Interrupted
 from budgetopt.evaluation import TrainingSet, file_seeds, groups
 from budgetopt.front import best, hypervolume, near_front, non_dominated
+from budgetopt.option_text import resume_command
 from budgetopt.packing import Identity, PackedSet, UniformLevels, pack, unpack
 from budgetopt.packing.container import MAX_SYMBOLS
 from budgetopt.packing.fields import MANTISSA_LIMIT
@@ -75,7 +76,7 @@ class Final:
         jobs = [(subjects[name][0], group) for name, group in missing]
         engine.evaluate_many(jobs, test, config.protocol, config.workers, config.gpus, done, failed, self.interrupted)
         if self.interrupted():
-            raise Interrupted(f"interrupted: go on with 'budgetopt resume {self.folder}'")
+            raise Interrupted(f"interrupted: go on with {resume_command(self.folder)}")
         found = self.study.user_attrs
         return {
             name: Evaluation(tuple(Score.read(found[keys[name, seed]]) for seed in seeds), len(test))
@@ -194,7 +195,7 @@ def _test(final: Final, table: dict[str, Any]) -> None:
     figures = final.trainings(subjects, test, "test")
     reference = figures.pop(ALL_DATA, None)  # which may need more memory than a worker has
     if len(figures) < len(table["members"]):
-        raise BudgetoptError(f"a training on the test split failed: try again with 'budgetopt resume {final.folder}'")
+        raise BudgetoptError(f"a training on the test split failed: try again with {resume_command(final.folder)}")
     sizes = np.array([m["bytes"] for m in table["members"]])
     accuracies = np.array([figures[m["file"]].accuracy for m in table["members"]])
     on_front = non_dominated(sizes, accuracies)

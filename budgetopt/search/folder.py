@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from budgetopt.errors import InputError
+from budgetopt.option_text import resume_command
 from budgetopt.search.atomic import write_atomically
 from budgetopt.search.config import SearchConfig
 from budgetopt.search.mirror import LOCK, MARKER, Mirror, is_url
@@ -78,7 +79,7 @@ class RunFolder:
         if held.identity != config.identity:
             raise InputError(
                 f"--out {str(self)!r} holds a different run ({held.dataset}, {held.budget:,} bytes, seed {held.seed}): "
-                f"choose another folder, or go on with it by 'budgetopt resume {self}'"
+                f"choose another folder, or go on with it by {resume_command(self)}"
             )
         return True
 
@@ -151,7 +152,7 @@ class RunFolder:
             except OSError:
                 raise InputError(
                     f"another process is driving the run {str(self)!r}: wait for it or stop it, or lend it the cores "
-                    f"of this machine with 'budgetopt resume {self} --join'"
+                    f"of this machine with {resume_command(self, ' --join')}"
                 ) from None
             with self.mirror.in_step() if self.mirror else nullcontext():
                 yield

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from budgetopt.errors import InputError
+from budgetopt.option_text import resume_command
 from budgetopt.search import engine
 from budgetopt.search.config import Limits, SearchConfig, default_workers, machine
 from budgetopt.search.folder import RunFolder
@@ -77,7 +78,7 @@ def join(out: RunFolder, workers: int | None, say: Callable[[str], None], interr
 
 def _driver(out: RunFolder) -> tuple[str, str | None]:
     """Where the Ray of the run's driver listens, and its token."""
-    nobody = f"nobody drives the run {str(out)!r} now: 'budgetopt resume {out}' does"
+    nobody = f"nobody drives the run {str(out)!r} now: {resume_command(out)} does"
     try:
         found = json.loads(out.driver.read_text(encoding="utf-8"))
         address, token, path = found["address"], found["token"], found["run"]

@@ -25,6 +25,7 @@ from typing import Any
 
 from budgetopt import cache_folder
 from budgetopt.errors import BudgetoptError, InputError, first_line
+from budgetopt.option_text import resume_command
 from budgetopt.search.atomic import write_atomically
 
 INTERVAL = 10.0  # seconds between two copies while a run goes on
@@ -195,7 +196,7 @@ class Mirror:
             except (OSError, sqlite3.Error) as error:
                 raise BudgetoptError(
                     f"{self.name!r} cannot be written: {first_line(error)}; everything is in {str(self.folder)!r}: "
-                    f"'budgetopt resume {self.name}' on this machine copies it"
+                    f"{resume_command(self.name)} on this machine copies it"
                 ) from None
 
     def _check_driver(self) -> None:

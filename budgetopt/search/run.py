@@ -29,6 +29,7 @@ from budgetopt.errors import BudgetoptError, InputError, Interrupted
 from budgetopt.evaluation import default_device
 from budgetopt.methods.base import TrainingData
 from budgetopt.methods.selection import LEARNED, Selector, learned
+from budgetopt.option_text import resume_command
 from budgetopt.report import files
 from budgetopt.search import engine
 from budgetopt.search import storage as storages
@@ -59,6 +60,9 @@ class Report(Interface):
     def plan(self, config: SearchConfig, dataset: Dataset, out: RunFolder, smallest: int) -> None: ...
 
     def watch(self, progress: Progress) -> Observer: ...
+
+    def finished(self, out: RunFolder) -> None:
+        """Instead of both where the run has ended before."""
 
 
 def new_run(
@@ -99,7 +103,7 @@ def new_run(
         out.make()
         with out.locked():
             if out.prepare(config, pull=False) and storages.exists(out.study):
-                raise InputError(f"another process has begun the run {str(out)!r} meanwhile: 'budgetopt resume {out}'")
+                raise InputError(f"another process has begun the run {str(out)!r} meanwhile: {resume_command(out)}")
             # a copy of `init` too: the run must not depend on a file that may change
             out.create(config, versions(), context.init, place, known.model_dump_json() if known else None)
             study = studies.create(place or out.study)
@@ -132,6 +136,7 @@ def resume_run(
     if all(path.exists() for path in (out.front_json, out.front_csv, out.front_png)) and result.is_final(out.path):
         if out.mirror:
             out.mirror.push()  # what the end of the run could not
+        report.finished(out)
         return result.read(out.path)  # also where nothing can be written
     with storages.explained(str(out)), out.locked():
         storages.mend(out.study)
@@ -222,7 +227,7 @@ def _drive(
             if not out.front_json.exists():
                 _search(run, scratch, verbose, address is not None)
             if interrupted():
-                raise Interrupted(f"interrupted: go on with 'budgetopt resume {out}'")
+                raise Interrupted(f"interrupted: go on with {resume_command(out)}")
             shutil.rmtree(out.checkpoints, ignore_errors=True)  # of trials that nobody will go on with
             finish(Final(config, out, study, dataset, progress, observer, interrupted))
             progress.phase = "closing"
@@ -301,7 +306,7 @@ def _search(run: _Run, scratch: Path, verbose: bool, cluster: bool) -> None:
         if searcher.unwritable is not None:
             raise storages.cannot_be_written(str(run.out), searcher.unwritable)
         if reason and len(progress.ended) == before:
-            raise BudgetoptError(f"the trials ended early: {reason}; go on with 'budgetopt resume {run.out}'")
+            raise BudgetoptError(f"the trials ended early: {reason}; go on with {resume_command(run.out)}")
         if searcher.reason:
             run.observer.message(f"search ended by --patience: {searcher.reason}")
         done = config.trials is not None and searcher.count >= config.trials
@@ -336,7 +341,7 @@ def with_shared(run: _Run) -> TrialContext:
     def told(done: int, total: int) -> None:
         progress.final_done, progress.final_total = done, total
         if run.interrupted():
-            raise Interrupted(f"interrupted: go on with 'budgetopt resume {run.out}'")
+            raise Interrupted(f"interrupted: go on with {resume_command(run.out)}")
 
     def in_time(name: str) -> Callable[[int, int], None]:
         """Tells of the progress of one objective, and ends the run where no trial could begin after it: a search

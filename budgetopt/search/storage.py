@@ -21,6 +21,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from budgetopt.errors import BudgetoptError, InputError
+from budgetopt.option_text import resume_command
 
 NAME = "budgetopt"  # of the study in a run folder's own file
 ENVIRONMENT = "BUDGETOPT_STORAGE"  # a URL with its password, which is never written to a run folder
@@ -151,7 +152,7 @@ def unwritable(error: BaseException | None) -> str | None:
 def cannot_be_written(run: str, why: str) -> BudgetoptError:
     return BudgetoptError(
         f"the run {run!r} cannot be written: {why}; what is finished is kept: when there is room, go on with "
-        f"'budgetopt resume {run}'"
+        f"{resume_command(run)}"
     )
 
 

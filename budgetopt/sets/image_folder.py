@@ -75,8 +75,8 @@ def _survey(files: list[Path], path: Path) -> tuple[bool, tuple[int, int]]:
                 size = image.size
             elif image.size != size:
                 raise InputError(
-                    f"{path}: images must have one size: {first.name} has {size[0]}×{size[1]}, "
-                    f"{file} {image.size[0]}×{image.size[1]}"
+                    f"{path}: pictures must have one size: {first} is {size[1]}×{size[0]} (height × width), {file} "
+                    f"{image.size[1]}×{image.size[0]}: make them so before, or search with --resize"
                 )
     return grey, size
 
