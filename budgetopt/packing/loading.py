@@ -88,8 +88,9 @@ class LoadedSet:
     def prepare(self, raw: Any, rate: int | None = None) -> np.ndarray:
         """What a receiver has itself, made samples as those of the file were, float32 in raw units: a recording, (t,)
         or (t, channels) at `rate` Hz → (1, mels, frames); a picture, uint8 (h, w) or (h, w, 3) → (c, height, width);
-        rows of a table, columns by name (a mapping to (n,) arrays, a data frame, an Arrow table) → (n, f), by their
-        order where the file names none. Raises `InputError` for what cannot be prepared."""
+        rows of a table, columns by name (a mapping to (n,) arrays, a data frame, an Arrow table) or a list of one
+        mapping for each row → (n, f), by their order where the file names none. Raises `InputError` for what cannot be
+        prepared."""
         how = self.packed.preparation
         if isinstance(how, LogMel):
             if rate is None:

@@ -54,6 +54,7 @@ def front_figure(result: Result, trials: Sequence[Record] = ()) -> Figure:
         ms=5,
         color="C0",
         mfc="white",
+        zorder=4,
         label="on the front by validation, dominated on test" if beaten else None,
     )
     widest = 2 * result.budget.bytes
