@@ -1,4 +1,5 @@
 import math
+import threading
 
 import pytest
 import torch
@@ -52,6 +53,35 @@ def test_weights_follow_from_the_generator_alone(name, shape):
         assert a.device.type == "cpu"
         assert a.requires_grad
     assert not torch.equal(one.classifier.weight, other.classifier.weight)
+
+
+def test_building_in_threads_leaves_the_global_generator_alone(monkeypatch):
+    first, second = threading.Event(), threading.Event()
+
+    class Slow(networks.NETWORKS["mlp"]):
+        """Built by two threads, each of which would be inside before the other has left."""
+
+        def __init__(self, *given):
+            super().__init__(*given)
+            if not first.is_set():
+                first.set()
+                second.wait(0.3)
+            else:
+                second.set()
+                one.join()
+
+    monkeypatch.setitem(networks.NETWORKS, "mlp", Slow)
+    monkeypatch.setattr(networks, "parse", networks.parse.__wrapped__)
+    before = torch.get_rng_state()
+    one, other = (threading.Thread(target=build, args=("mlp", (13,))) for _ in range(2))
+    one.start()
+    assert first.wait(10)
+    other.start()
+    other.join(10)
+    assert second.is_set()
+    assert not one.is_alive()
+    assert not other.is_alive()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from functools import cache
 
 import torch
@@ -27,6 +28,10 @@ NETWORKS: dict[str, type[Network]] = {
     "convnet1d": ConvNet1d,
     "convnet3d": ConvNet3d,
 }
+
+# Setting torch's global generator aside and putting it back is two steps: of two threads that build at once, the
+# second would set aside, and leave behind, what the first has drawn.
+_BUILDING = threading.Lock()
 
 
 @cache
@@ -53,7 +58,7 @@ def build(name: str, shape: tuple[int, ...], classes: int, width: int, generator
     network_class, chosen = parse(name)
     # torch's own weights are overwritten: its global generator stays as it was. (The meta device would draw none, but
     # imports a symbolic algebra system first, over a second in every process.)
-    with torch.random.fork_rng(devices=[]):
+    with _BUILDING, torch.random.fork_rng(devices=[]):
         network = network_class(shape, classes, width, chosen)
     initialise(network, generator)
     return network
