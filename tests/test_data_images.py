@@ -6,10 +6,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -601,12 +604,40 @@ def test_workers_decode_as_this_process_does(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     pools = []
     real = decoding.ProcessPoolExecutor
-    monkeypatch.setattr(decoding, "ProcessPoolExecutor", lambda *a: (pools.append(a), real(*a))[1])
+    monkeypatch.setattr(decoding, "ProcessPoolExecutor", lambda *a, **k: (pools.append(a), real(*a, **k))[1])
     assert np.array_equal(open_source(path).train_arrays()[0], alone)
     assert pools
     odd = tmp_path / "d" / "train" / "chien" / "03 ö.png"
     odd.write_bytes(png(np.zeros((12, 7, 3), np.uint8)))
     refused(open_source(path).train_arrays, "12×7")
+
+
+WORKERS = "import os, time; os.sched_getaffinity = lambda pid: {0, 1}\nfrom budgetopt.data import decoding\n"
+
+
+def test_workers_need_no_guard_in_the_script_of_the_caller(tmp_path):
+    script = tmp_path / "plain.py"
+    script.write_text(WORKERS + "print(decoding._on_workers(abs, [-1, -2, -3], 2000), os.getpid())\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("[1, 2, 3]")
+    assert len(done.stdout.splitlines()) == 1  # workers did not run the script
+    assert done.stderr == ""
+
+
+def test_workers_end_with_a_killed_caller(tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(WORKERS + "decoding._on_workers(time.sleep, [100, 100], 2000)\n")
+    caller = psutil.Popen([sys.executable, str(script)])
+    deadline = time.monotonic() + 60
+    workers = []
+    while len(workers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        workers = [child for child in caller.children() if "popen_loky" in " ".join(child.cmdline())]
+    time.sleep(2)  # until they are at work
+    caller.kill()
+    caller.wait()
+    assert len(workers) == 2
+    assert not psutil.wait_procs(workers, timeout=20)[1]
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

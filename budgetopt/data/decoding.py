@@ -10,20 +10,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from loky import ProcessPoolExecutor
 
 from budgetopt import cache_folder
 from budgetopt.data import pictures
@@ -276,24 +276,24 @@ def _on_workers(call: Callable[[Any], T], tasks: list[Any], count: int) -> list[
     workers = min(cores, MOST_WORKERS, len(tasks))
     if count < WORTH_WORKERS or workers < 2:
         return list(map(call, tasks))
-    # `spawn`: a fork of a process with threads, as torch and pyarrow have them, may hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    # loky's workers are no forks, which may hang where there are threads, as torch and pyarrow have them; and they do
+    # not import the caller's script, which need not have an `if __name__ == "__main__"`
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),))
     try:
         return list(pool.map(call, tasks))
-    except BrokenProcessPool:  # the caller's script has no `if __name__ == "__main__"`, or memory is short
+    except BrokenProcessPool:  # memory is short
         return list(map(call, tasks))
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(kill_workers=True)
 
 
-def _start_worker() -> None:
+def _start_worker(caller: int) -> None:
     """Ctrl-C is the caller's to answer; a worker whose caller was killed ends too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    caller = multiprocessing.parent_process()
-    assert caller is not None
 
     def wait() -> None:
-        caller.join()
+        while os.getppid() == caller:
+            time.sleep(1)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
