@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 from scipy.special import expit, logit
-from scipy.stats import norm
+from scipy.stats import multivariate_normal, norm
 
 from budgetopt.search import error_model, residual
 from budgetopt.search.acquisition import (
@@ -165,6 +165,40 @@ def test_covariance_is_that_of_the_regression():
     prior[14:, 14:] = np.eye(2) / error_model.POWER_METHOD**2
     np.testing.assert_allclose(covariance, np.linalg.inv(x.T @ x / 0.02 + prior), rtol=1e-6, atol=1e-9)
     assert model.covariance.shape == (16, 16)
+
+
+def test_scales_are_those_of_the_marginal_likelihood():
+    """Against the density of the whole vector, whose covariance is written out."""
+    data = evidence(30, 0.1)
+    choices = np.hstack([data.choices, np.eye(2)[np.arange(30) % 2][:, :1]])  # the last: other data
+    data = Evidence(data.n, data.delta, data.method, choices, data.g + 0.4 * choices[:, 0], data.variance)
+    weight = np.linspace(0.5, 1.0, 30)
+    x = error_model._design(data.n, data.delta, data.method, choices, POWERS)
+    found = error_model._scales(x, data.g, data.variance / weight, weight, 2, foreign=1)
+    naive = {}
+    for misfit in error_model.MISFITS:
+        for choice in error_model.CHOICES:
+            prior, right, _ = error_model._prior(2, 3, choice, foreign=1)
+            assert prior[-1, -1] == error_model.OTHER_DATA**-2
+            spread = x @ np.linalg.inv(prior) @ x.T + np.diag((data.variance + misfit**2) / weight)
+            density = multivariate_normal(x @ np.linalg.solve(prior, right), spread).logpdf(data.g)
+            density -= 0.5 * (np.log(misfit / error_model.MISFIT) / error_model.MISFIT_SPREAD) ** 2
+            naive[misfit, choice] = (
+                density - 0.5 * (np.log(choice / error_model.CHOICE) / error_model.CHOICE_SPREAD) ** 2
+            )
+    assert found == max(naive, key=naive.get)
+
+
+def test_few_trials_do_not_make_a_law_certain():
+    """A dozen trials beside more coefficients: what they are off the law by is not what a fit leaves."""
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        known = evidence(12, 0.05, seed)
+        choices = rng.integers(0, 2, (12, 12)).astype(float)
+        g = known.g + rng.normal(size=12) * 0.3
+        found.append(fit(Evidence(known.n, known.delta, known.method, choices, g, known.variance), 2).misfit)
+    assert 0.1 < np.median(found) < 0.5
 
 
 def test_log_odds_of_certainty_are_finite():
@@ -337,6 +371,7 @@ def made(count, noise=0.05, wave=0.0, seed=0):
         delta=np.tile([0.3, 0.28, 0.05, 0.001], 2),
         levels=np.tile([2.0, 2.0, 4.0, 16.0], 2),
         choices=np.tile(np.eye(2)[[0, 1, 0, 1]], (2, 1)),
+        foreign=0,
         coding=np.tile(np.arange(4), 2),
         growth=np.repeat([0.0, 0.1], 4),
         growth_std=np.repeat([0.0, 0.05], 4),

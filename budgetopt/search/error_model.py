@@ -9,6 +9,9 @@ in δ by construction.
 
 All is Bayesian linear regression for given powers: every method's coefficients are drawn to the pool's, the pool's to a
 weak prior, w to zero, so that few data, or none, give a wide but sensible answer. The powers go over a small grid.
+
+How large w are, and how far single allocations lie off the law, follows from the marginal likelihood. Residuals of the
+fit would not do: a dozen trials leave hardly any beside as many coefficients, whatever the law is worth.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ POWERS = np.array([0.2, 0.35, 0.5, 0.7, 1.0])
 PRIOR_MEAN = np.array([3.5, 3.0, 0.7, 0.5])
 PRIOR_SPREAD = np.array([3.0, 2.0, 0.7, 0.7])
 METHOD_SPREAD = np.array([0.7, 0.7, 0.7, 0.7])  # of a method's around the pool's
-CHOICE_SPREAD = 0.3  # of w
+CHOICE, CHOICE_SPREAD = 0.2, 0.5  # spread of w: prior median, and spread of its logarithm
+CHOICES = np.array([0.1, 0.14, 0.2, 0.28, 0.4])
+OTHER_DATA = 1.5  # spread of how much easier other data are
 POWER_PRIOR, POWER_SPREAD, POWER_METHOD = 0.4, 0.3, 0.2  # mean and spread of the pool's power, of a method's around it
 MISFIT, MISFIT_SPREAD = 0.15, 0.7  # lack of fit of single allocations: prior median, and spread of its logarithm
 MISFITS = np.geomspace(0.01, 1.0, 30)
@@ -58,13 +63,14 @@ class Evidence:
 @dataclass(frozen=True, eq=False)
 class ErrorModel:
     """A fitted model. coefficients: (M, 4) of every method, e, A, B, D; pool: (4,) theirs; powers: (M,); weights:
-    (k,) w; misfit: standard deviation of single allocations around the law, in log-odds; covariance: (4M + 4 + k + M)²
-    of methods', pool's, w, powers."""
+    (k,) w; choice: their prior spread; misfit: standard deviation of single allocations around the law, in log-odds;
+    covariance: (4M + 4 + k + M)² of methods', pool's, w, powers."""
 
     coefficients: np.ndarray
     pool: np.ndarray
     powers: np.ndarray
     weights: np.ndarray
+    choice: float
     misfit: float
     covariance: np.ndarray = field(repr=False)
 
@@ -97,31 +103,33 @@ def log_odds(accuracy: np.ndarray, error: np.ndarray, samples: float) -> tuple[n
     return logit(p), (np.maximum(np.asarray(error, np.float64), least) / (p * (1.0 - p))) ** 2
 
 
-def fit(evidence: Evidence, methods: int, powers: np.ndarray | None = None) -> ErrorModel:
+def fit(evidence: Evidence, methods: int, powers: np.ndarray | None = None, foreign: int = 0) -> ErrorModel:
     """The posterior mode of all coefficients, and a Gaussian around it.
 
     powers: (methods,) if they are known. Else each is the best of `POWERS` given the others, first the same for
-    all. Rows far off the law count less (Student's t). The covariance is that of the unbounded regression: no
-    coefficient at its bound is taken for certain. O(N·c²) for c coefficients, once a round.
+    all. foreign: so many of the last choices are no choices, but the other data that an accuracy was measured on. Rows
+    far off the law count less (Student's t). The covariance is that of the unbounded regression: no coefficient at its
+    bound is taken for certain. O(N·c²) for c coefficients, times `MISFITS`, once a round.
     """
     weight = np.ones(len(evidence))
-    misfit = MISFIT
+    misfit, choice = MISFIT, CHOICE
     search = powers is None
     found = np.full(methods, POWER_PRIOR) if powers is None else np.asarray(powers, np.float64)
     for _ in range(ROUNDS):
-        normal = _Normal(evidence, methods, weight / (evidence.variance + misfit**2))
+        normal = _Normal(evidence, methods, weight / (evidence.variance + misfit**2), choice, foreign)
         if search:
             found = _best_powers(normal, methods, found)
         theta, _ = normal.solve(found)
-        residual = evidence.g - _design(evidence.n, evidence.delta, evidence.method, evidence.choices, found) @ theta
-        misfit = _misfit(residual, evidence.variance, weight)
+        x = _design(evidence.n, evidence.delta, evidence.method, evidence.choices, found)
+        misfit, choice = _scales(x, evidence.g, evidence.variance / weight, weight, methods, foreign)
+        residual = evidence.g - x @ theta
         weight = (TAILS + 1.0) / (TAILS + residual**2 / (evidence.variance + misfit**2))
         weight = np.minimum(weight, 1.0)  # near ones do not count for more
-    normal = _Normal(evidence, methods, weight / (evidence.variance + misfit**2))
+    normal = _Normal(evidence, methods, weight / (evidence.variance + misfit**2), choice, foreign)
     theta, _ = normal.solve(found)
     own, pool = theta[: TERMS * methods].reshape(methods, TERMS), theta[TERMS * methods : TERMS * (methods + 1)]
     covariance = normal.covariance(found, own[:, 1])
-    return ErrorModel(own, pool, found, theta[TERMS * (methods + 1) :], misfit, covariance)
+    return ErrorModel(own, pool, found, theta[TERMS * (methods + 1) :], choice, misfit, covariance)
 
 
 def _design(
@@ -141,7 +149,9 @@ class _Normal:
     """Weighted normal equations of the evidence and the prior, for all powers of the grid at once: choosing others only
     chooses other rows and columns."""
 
-    def __init__(self, evidence: Evidence, methods: int, precision: np.ndarray) -> None:
+    def __init__(
+        self, evidence: Evidence, methods: int, precision: np.ndarray, choice: float = CHOICE, foreign: int = 0
+    ) -> None:
         self._evidence, self._methods, self._precision = evidence, methods, precision
         self._choices = evidence.choices.shape[1]
         self._count = TERMS * (methods + 1) + self._choices
@@ -156,7 +166,7 @@ class _Normal:
         x = np.hstack([same[0], *(s[:, self._a] for s in same[1:])])
         target = root[:, 0] * evidence.g
         self._gram, self._right, self._square = x.T @ x, x.T @ target, float(target @ target)
-        self._prior, self._prior_right, self._prior_square = _prior(methods, self._choices)
+        self._prior, self._prior_right, self._prior_square = _prior(methods, self._choices, choice, foreign)
         # free ones first: e of every method and of the pool, and the choices
         free = np.ones(self._count, bool)
         for term in (1, 2, 3):
@@ -204,7 +214,9 @@ class _Normal:
         return cho_solve(cho_factor(gram), np.eye(len(gram)))
 
 
-def _prior(methods: int, choices: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _prior(
+    methods: int, choices: int, choice: float = CHOICE, foreign: int = 0
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Normal equations of the prior: (c, c), (c,), and the square of its targets."""
     count = TERMS * (methods + 1) + choices
     gram, right = np.zeros((count, count)), np.zeros(count)
@@ -219,7 +231,7 @@ def _prior(methods: int, choices: int) -> tuple[np.ndarray, np.ndarray, float]:
             gram[own, pool] -= precision
             gram[pool, own] -= precision
     rest = np.arange(TERMS * (methods + 1), count)
-    gram[rest, rest] = CHOICE_SPREAD**-2
+    gram[rest, rest] = np.where(rest < count - foreign, choice, OTHER_DATA) ** -2.0
     return gram, right, float(((PRIOR_MEAN / PRIOR_SPREAD) ** 2).sum())
 
 
@@ -238,9 +250,28 @@ def _best_powers(normal: _Normal, methods: int, start: np.ndarray) -> np.ndarray
     return best
 
 
-def _misfit(residual: np.ndarray, variance: np.ndarray, weight: np.ndarray) -> float:
-    """The lack of fit of highest posterior density on a grid, given residuals with measurement `variance`."""
-    total = (variance[:, None] + MISFITS**2) / weight[:, None]
-    likelihood = -0.5 * (np.log(total) + residual[:, None] ** 2 / total).sum(0)
-    prior = -0.5 * (np.log(MISFITS / MISFIT) / MISFIT_SPREAD) ** 2
-    return float(MISFITS[np.argmax(likelihood + prior)])
+def _scales(
+    x: np.ndarray, g: np.ndarray, noise: np.ndarray, weight: np.ndarray, methods: int, foreign: int
+) -> tuple[float, float]:
+    """→ (misfit, spread of w) of highest posterior density on a grid, all coefficients integrated out.
+
+    x: (N, c) design; g: (N,); noise: (N,) variance of their measurement; weight: (N,) as noise already has them.
+    """
+    choices = x.shape[1] - TERMS * (methods + 1)
+    best, found = -np.inf, (MISFIT, CHOICE)
+    priors = [_prior(methods, choices, choice, foreign)[:2] for choice in CHOICES]
+    logs = [2.0 * float(np.log(np.diag(cholesky(gram))).sum()) for gram, _ in priors]
+    left = g - x @ np.linalg.solve(*priors[0])  # w are zero on average, however far they spread
+    for misfit in MISFITS:
+        precision = 1.0 / (noise + misfit**2 / weight)
+        gram, right = x.T @ (precision[:, None] * x), x.T @ (precision * left)
+        fixed = 0.5 * float(np.log(precision).sum() - precision @ left**2)
+        fixed -= 0.5 * (np.log(misfit / MISFIT) / MISFIT_SPREAD) ** 2
+        for choice, (prior, _), log in zip(CHOICES, priors, logs, strict=True):
+            upper = cholesky(gram + prior)
+            z = solve_triangular(upper, right, trans="T")
+            density = fixed + 0.5 * float(log + z @ z) - float(np.log(np.diag(upper)).sum())
+            density -= 0.5 * (np.log(choice / CHOICE) / CHOICE_SPREAD) ** 2
+            if density > best:
+                best, found = density, (float(misfit), float(choice))
+    return found

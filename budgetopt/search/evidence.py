@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from budgetopt.allocation import Allocation
 from budgetopt.errors import InputError
 from budgetopt.search import study as studies
-from budgetopt.search.error_model import CHOICE_SPREAD, log_odds
+from budgetopt.search.error_model import log_odds
 from budgetopt.search.problem import Problem
 from budgetopt.search.rate_distortion import History, Kinds, Points, works
 from budgetopt.search.rate_model import GROWTH_SPREAD, Codings, Packings, RateModel, fit_growth
@@ -26,7 +26,6 @@ CHOSEN = tuple(
     if f.name not in ("objective", "ipc", "levels", "clipping", "transform_options", "quantizer_options")
 )
 
-OTHER_DATA = 1.5  # spread of how much easier other data are, in log-odds
 TRANSFER = 0.5  # doubt that one trial on other data says something here, in log-odds
 
 
@@ -135,12 +134,13 @@ class KindTable:
         growth = self._growth([*observed, *near], rows)
         of_run = np.zeros((len(rows), len(foreign)))
         for (i, _), row in self._elsewhere.items():
-            of_run[row, foreign.index(i)] = OTHER_DATA / CHOICE_SPREAD  # whose coefficient has that spread
+            of_run[row, foreign.index(i)] = 1.0
         self.arrays = Kinds(
             method=np.array([self.methods.index(k.objective) for k in rows]),
             delta=np.array([m.distortion for m in measured], np.float64),
             levels=np.array([k.levels for k in rows], np.float64),
             choices=np.hstack([_one_hot([_choices(k) for k in rows]), of_run]),
+            foreign=len(foreign),
             coding=codings,
             growth=growth[0],
             growth_std=growth[1],

@@ -28,13 +28,15 @@ SOUND, PRIOR_TRIALS = 0.95, 1.0  # share of trials that do not fail, before ther
 @dataclass(frozen=True, eq=False)
 class Kinds:
     """K kinds of allocations, their number of samples set aside. method: (K,) index; delta: (K,) δ; levels: (K,);
-    choices: (K, k) zeros and ones; coding: (K,) index of the way of coding; growth, growth_std: (K,) of the logarithm
-    of optimised over initial bytes; works: (K,) probability that a trial does not fail; work: (K,) as in `Problem`."""
+    choices: (K, k) zeros and ones, the last `foreign` of them other data; coding: (K,) index of the way of coding;
+    growth, growth_std: (K,) of the logarithm of optimised over initial bytes; works: (K,) probability that a trial does
+    not fail; work: (K,) as in `Problem`."""
 
     method: np.ndarray
     delta: np.ndarray
     levels: np.ndarray
     choices: np.ndarray
+    foreign: int
     coding: np.ndarray
     growth: np.ndarray
     growth_std: np.ndarray
@@ -111,7 +113,7 @@ class Model:
         self.kinds, self.rate, self.classes, self.log_budget = kinds, rate, classes, log_budget
         evidence = self._evidence(history.finished, history.g, history.variance)
         known = evidence.joined(self._evidence(history.others, history.others_g, history.others_variance))
-        self.error: ErrorModel = error_model.fit(known, methods)
+        self.error: ErrorModel = error_model.fit(known, methods, foreign=kinds.foreign)
         self._methods, self._history = methods, history
         if len(history.pending):
             # believe what the model says of what runs: its mean stays, its doubt there goes
@@ -119,7 +121,7 @@ class Model:
             guess = self.error.mean(*self._arguments(pending))
             noise = np.full(len(pending), np.median(history.variance) if len(history.variance) else 0.1)
             believed = known.joined(self._evidence(pending, guess, noise))
-            self.error = error_model.fit(believed, methods, self.error.powers)
+            self.error = error_model.fit(believed, methods, self.error.powers, kinds.foreign)
         self._left = history.g - self.error.mean(*self._arguments(history.finished))
         self.residual: Residual | None = None
         misfit = self.error.misfit**2
