@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from tables import law_table
 
 from budgetopt import result
+from budgetopt.search import study as studies
+from budgetopt.search.folder import RunFolder
 from budgetopt.search.recorded import Table
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
@@ -144,3 +147,29 @@ def test_searches_beside_coresets_with_as_many_trials(tmp_path, script, capsys):
     assert (tmp_path / "digits-500.png").stat().st_size > 10_000
     module["main"](["--out", str(tmp_path), "--runs", "1"])  # without a task nothing is searched
     assert capsys.readouterr().out.strip() == first.partition("\n")[2].strip()
+    runs = [tmp_path / "digits-500" / f"{arm}-0" for arm in ("ours", "random")]
+    foresight = script("foresight.py")
+    measured = [r.accuracy for r in studies.records(studies.load(RunFolder(runs[1]).study)) if r.state == "complete"]
+    figures = foresight["foretold"](runs[1], 1, 2)
+    assert figures[:, 2].tolist() == measured[1:]
+    assert (figures[:, 1] > 0.01).all()
+    np.testing.assert_array_equal(foresight["foretold"](runs[1], 1, 1), figures[:1])  # of what came before alone
+    foresight["main"]([*map(str, runs), "--first", "1"])
+    printed = capsys.readouterr().out
+    assert "log density" in printed
+    assert "all" in printed
+
+
+def test_foresight_is_judged_by_its_error_and_its_doubt(script):
+    row = script("foresight.py")["row"]
+    rng = np.random.default_rng(0)
+    measured, doubt = rng.normal(0.8, 0.05, 4000), np.full(4000, 0.05)
+    expected = np.full(4000, 0.81)
+    name, count, mean, rmse, inside, density = row("a", np.column_stack([expected, doubt, measured]))
+    assert (name, count) == ("a", "4000")
+    assert inside in ("94", "95")  # 94.6 %
+    assert (float(mean), float(rmse)) == (pytest.approx(1.0, abs=0.2), pytest.approx(5.1, abs=0.2))
+    assert float(density) == pytest.approx(norm(0.81, 0.05).logpdf(measured).mean(), abs=0.01)
+    *_, fewer, less = row("b", np.column_stack([expected, doubt / 3, measured]))
+    assert float(fewer) < 60
+    assert float(less) < float(density)

@@ -379,17 +379,24 @@ def with_shared(run: _Run) -> TrialContext:
 def explain_run(out: RunFolder) -> Explanation:
     """What the rate–distortion model makes of a run, whatever sampler proposed its trials. Reads the data and the
     study, trains and writes nothing. Raises `InputError` where no trial has finished."""
-    config = SearchConfig.load(out.config)
     study = studies.load(out.study)
+    sampler, smallest = sampler_of(out)
+    view = sampler.view(study, len(study.get_trials(deepcopy=False)))
+    if not view.model.finished:
+        raise InputError(f"no trial of the run {str(out)!r} has finished: there is nothing to explain yet")
+    return explain(view, study.user_attrs.get("smallest_bytes") or smallest())
+
+
+def sampler_of(out: RunFolder) -> tuple[RateDistortionSampler, Callable[[], int]]:
+    """→ the rate–distortion sampler of a run, whatever sampler it had, and what finds the bytes of its smallest file.
+    Reads the data."""
+    config = SearchConfig.load(out.config)
     kept = config.model_copy(update={"init": out.init_copy(config)})
     _, context, selector = _prepare(kept, _source(config))
     most_ipc = Design(kept, context, selector).most_ipc
     problem = problem_of(context, config.space, most_ipc, Measures(context, selector))
     sampler = RateDistortionSampler(problem, warm_start=_earlier(out, config, context))
-    view = sampler.view(study, len(study.get_trials(deepcopy=False)))
-    if not view.model.finished:
-        raise InputError(f"no trial of the run {str(out)!r} has finished: there is nothing to explain yet")
-    return explain(view, study.user_attrs.get("smallest_bytes") or smallest_file(kept, context, selector))
+    return sampler, lambda: smallest_file(kept, context, selector)
 
 
 def _quiet_optuna(verbose: bool) -> None:
