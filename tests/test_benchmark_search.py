@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import quick_protocol
 from scipy.stats import norm
 from tables import law_table
 
@@ -112,7 +113,7 @@ def test_overhead_is_measured_on_a_real_search(tmp_path, script, capsys):
     law_table().save(tmp_path / "law.npz")
     arguments = ["--out", str(tmp_path), "--table", str(tmp_path / "law.npz"), "--trials", "5", "--finished", "30"]
     main = script("overhead.py")["main"]
-    main([*arguments, "--proposals", "2", "--megabytes", "20"])
+    main([*arguments, "--protocol", str(quick_protocol(tmp_path)), "--proposals", "2", "--megabytes", "20"])
     printed = capsys.readouterr().out
     for text in (
         "trials: 5 on 2 workers",
@@ -133,7 +134,20 @@ def test_overhead_is_measured_on_a_real_search(tmp_path, script, capsys):
 @pytest.mark.long
 def test_searches_beside_coresets_with_as_many_trials(tmp_path, script, capsys):
     (tmp_path / "quick.toml").write_text('network = "convnet"\nwidth = 8\nsteps = 30\n')
-    arguments = ["--out", str(tmp_path), "--task", "digits-500", "--runs", "1", "--trials", "3", "--workers", "2"]
+    arguments = [
+        "--out",
+        str(tmp_path),
+        "--task",
+        "digits-500",
+        "--runs",
+        "1",
+        "--trials",
+        "3",
+        "--workers",
+        "2",
+        "--candidates",
+        "2",
+    ]
     module = script("datasets.py")
     module["main"]([*arguments, "--protocol", str(tmp_path / "quick.toml")])
     first = capsys.readouterr().out

@@ -57,7 +57,9 @@ def test_a_search_outlives_one_of_its_machines(cluster, tmp_path):
     here = {"HEAD:6379": cluster.address, "30kb": "2kb", "200": "8", "runs/cluster": "run"}
     arguments = ["search", *(here.pop(word, word) for word in shlex.split(line))]
     assert here == {}
-    search = start(*arguments, "--protocol", "quick.toml", "--time-limit", "10min", folder=tmp_path)
+    search = start(
+        *arguments, "--protocol", "quick.toml", "--candidates", "2", "--time-limit", "10min", folder=tmp_path
+    )
     run = tmp_path / "run"
     wait_for(lambda: list((run / "trials").glob("*.bopt")), search)
     cluster.stdin.write("kill\n")

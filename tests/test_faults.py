@@ -56,7 +56,8 @@ def lines(error):
 def test_a_search_survives_a_full_disk_and_is_read_from_one_that_nobody_can_write(disk, tmp_path):
     place, change = disk
     (tmp_path / "quick.toml").write_text(PROTOCOL)
-    arguments = ("search", "--budget", "2kb", "--trials", 12, "--workers", 2, "--protocol", "quick.toml")
+    arguments = ("search", "--budget", "2kb", "--trials", 12, "--workers", 2, "--candidates", 2)
+    arguments += ("--protocol", "quick.toml")
     full = command(*arguments, "--time-limit", "10min", "--out", "disk/run", folder=tmp_path, check=False)
     assert full.returncode == 1
     (line,) = lines(full.stderr)

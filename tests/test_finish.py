@@ -11,7 +11,8 @@ import torch
 from budgetopt.allocation import Allocation
 from budgetopt.data import Dataset
 from budgetopt.data.npz import NpzFile
-from budgetopt.errors import Interrupted
+from budgetopt.errors import BudgetoptError, Interrupted
+from budgetopt.evaluation import TrainingSet
 from budgetopt.packing import pack
 from budgetopt.scores import Evaluation, Score
 from budgetopt.search import engine
@@ -32,15 +33,17 @@ def config():
 class Trainer:
     """Stands for the engine: a score that follows from subject and seed, for groups of seeds."""
 
-    def __init__(self, monkeypatch, most=99, failing=()):
-        self.groups, self.most, self.failing = [], most, failing
+    def __init__(self, monkeypatch, most=99, failing=(), diverging=()):
+        self.groups, self.most, self.failing, self.diverging = [], most, failing, diverging
         monkeypatch.setattr(engine, "evaluate_many", self)
 
     def __call__(self, jobs, test, protocol, workers, gpus, done, failed, stop):
         for position, (subject, seeds) in enumerate(jobs[: self.most]):
             self.groups.append((subject, list(seeds)))
             if subject in self.failing:
-                failed(position, "diverged")
+                failed(position, "killed for memory", False)
+            elif subject in self.diverging:
+                failed(position, "training diverged", True)
             else:
                 done(position, [self.score(subject, seed) for seed in seeds])
 
@@ -140,7 +143,49 @@ def test_only_candidates_are_retrained(final, monkeypatch, candidates):
 def test_a_failed_training_costs_its_file(final, digits, monkeypatch):
     Trainer(monkeypatch, failing=(b"bbb",))
     assert final.trainings(SUBJECTS, digits.val, "test") == {"a": EXPECTED["a"]}
-    assert final.observer.lines == ["training on b failed: diverged"] * 2
+    assert final.observer.lines == ["training on b failed: killed for memory"] * 2
+    Trainer(monkeypatch, diverging=(b"bbb",))
+    assert final.trainings(SUBJECTS, digits.val, "test") == {"a": EXPECTED["a"], "b": None}
+
+
+def fixed_front(final, *files):
+    """Written, with a member for each of the contents; the last is the best."""
+    final.folder.front.mkdir()
+    final.study.set_user_attr("smallest_bytes", 1)
+    members = []
+    for number, data in enumerate(files):
+        name = f"front/{number}.bopt"
+        (final.folder.path / name).write_bytes(data)
+        members.append({"file": name, "bytes": len(data), "validation": {"accuracy": 0.5 + number / 10}})
+    return {"state": "fixed on validation", "members": members, "best": len(files) - 1, "references": {}}
+
+
+def test_a_file_on_which_training_diverges_leaves_the_front(final, monkeypatch):
+    """Known by the seeds of the test split alone; or the run could never end, since it would diverge again."""
+    Trainer(monkeypatch, diverging=(b"cccc",))
+    _test(final, fixed_front(final, b"aa", b"bbb", b"cccc"))
+    table = json.loads(final.folder.front_json.read_text())
+    assert [member["file"] for member in table["members"]] == ["front/0.bopt", "front/1.bopt"]
+    assert all(member["test"]["accuracies"] for member in table["members"])
+    assert (table["state"], table["best"], table["test_evaluations"]) == ("final", 1, 2 + 1)
+    assert final.folder.best.read_bytes() == b"bbb"
+    assert sorted(path.name for path in final.folder.front.iterdir()) == ["0.bopt", "1.bopt"]
+    assert any("front/2.bopt is left out of the front" in line for line in final.observer.lines)
+
+
+def test_where_no_file_trains_the_run_says_so(final, monkeypatch):
+    Trainer(monkeypatch, diverging=(b"aa", b"bbb"))
+    with pytest.raises(BudgetoptError, match="diverges on every file of the front"):
+        _test(final, fixed_front(final, b"aa", b"bbb"))
+    assert not final.folder.front_json.exists()
+    assert (final.folder.path / "front/0.bopt").exists()
+
+
+def test_a_training_that_may_succeed_next_time_is_tried_again(final, monkeypatch):
+    Trainer(monkeypatch, failing=(b"aa",))
+    with pytest.raises(BudgetoptError, match="a training on the test split failed: try again"):
+        _test(final, fixed_front(final, b"aa", b"bbb"))
+    assert not final.folder.front_json.exists()
 
 
 def test_runs_that_kept_accuracies_alone_are_resumed(final, digits, monkeypatch):
@@ -189,6 +234,23 @@ def test_lossless_reference_where_there_is_none(config, tmp_path, shift, kind):
     assert (size is not None) == (kind == "whole" and abs(shift) < 2**24)
 
 
+@pytest.mark.long
+def test_workers_tell_what_would_fail_again(config, digits):
+    """A training that diverges, beside a subject that cannot be read, which no worker should ever see."""
+    spec, part = digits.spec, digits.val
+    subject = TrainingSet(part.x, part.y, spec.classes, spec.mean, spec.std)
+    protocol = config.protocol.model_copy(update={"steps": 10, "lr": 1e30})
+    told = {}
+    with engine.ray_session(1, 0, verbose=False):
+        engine.evaluate_many(
+            [(subject, [0, 1]), (b"broken", [0])], part, protocol, 1, 0, lambda *_: pytest.fail("it trained"),
+            lambda position, message, for_good: told.update({position: (message, for_good)}), lambda: False,
+        )  # fmt: skip
+    assert "diverged" in told[0][0]
+    assert told[0][1]
+    assert not told[1][1]
+
+
 SHARES = [(2, 0, 0.0), (4, 1, 0.25), (3, 2, 0.5), (2, 3, 1.0), (8, 2, 0.25)]
 
 
@@ -207,7 +269,7 @@ def test_a_front_is_finished_without_its_reference(final, digits, monkeypatch):
         engine,
         "evaluate_many",
         lambda jobs, test, protocol, workers, gpus, done, failed, stop: [
-            failed(i, "killed for memory")
+            failed(i, "killed for memory", False)
             if not isinstance(job[0], bytes) and len(job[0].y) == whole
             else done(i, [trainer.score(job[0], seed) for seed in job[1]])
             for i, job in enumerate(jobs)

@@ -103,7 +103,7 @@ def test_a_search_on_mapped_data_is_the_search_on_what_is_in_memory(tmp_path, mo
     by_reference = mapped.by_reference
     monkeypatch.setattr(engine.mapped, "by_reference", lambda x: (sent.append(by_reference(x)), sent[-1])[1])
     protocol = str(quick_protocol(tmp_path))
-    options = {"objectives": ["coreset"], "trials": 2, "workers": 1, "seed": 1, "protocol": protocol}
+    options = {"objectives": ["coreset"], "trials": 2, "workers": 1, "candidates": 1, "seed": 1, "protocol": protocol}
     mapped_run = budgetopt.search("1kb", out=tmp_path / "mapped", **options)
     assert sent
     assert all(isinstance(reference, tuple) for reference in sent)

@@ -186,7 +186,7 @@ def test_one_worker_repeats_the_whole_sequence(tmp_path):
     for name in ("first", "second"):
         command(
             "search", "--budget", "1kb", "--trials", 6, "--workers", 1, "--protocol", protocol, "--objective", "dm",
-            "--out", name, "--seed", 5, folder=tmp_path,
+            "--candidates", 2, "--out", name, "--seed", 5, folder=tmp_path,
         )  # fmt: skip
         ended = records(load_study(tmp_path / name / "study.db"))
         sequences.append([(r.state, r.allocation, r.bytes, r.accuracy) for r in ended])
@@ -200,7 +200,7 @@ def test_trials_that_fail_are_recorded_and_the_search_goes_on(tmp_path):
     (tmp_path / "explodes.toml").write_text('method = "dm"\nsteps = 9\nlr_image = 1e38\nbank = 3\n')
     command(
         "search", "--budget", "1kb", "--trials", 12, "--workers", 2, "--objective", "explodes.toml", "--out", "run",
-        "--protocol", quick_protocol(tmp_path), folder=tmp_path,
+        "--candidates", 2, "--protocol", quick_protocol(tmp_path), folder=tmp_path,
     )  # fmt: skip
     ended = records(load_study(tmp_path / "run" / "study.db"))
     failed = [r for r in ended if r.state == "failed"]

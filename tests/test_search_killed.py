@@ -25,14 +25,14 @@ def finished_files(run):
 
 
 def slow_search(folder, *arguments):
-    """A search on two workers into the folder's `run`, started."""
-    limits = ("--workers", 2, "--out", "run", "--protocol", quick_protocol(folder, SLOW))
+    """A search on two workers into the folder's `run`, started. It retrains few candidates at its end."""
+    limits = ("--workers", 2, "--candidates", 2, "--out", "run", "--protocol", quick_protocol(folder, SLOW))
     return start("search", *arguments, *limits, folder=folder)
 
 
 def test_kill_of_the_driver_loses_no_finished_trial(tmp_path):
     run = tmp_path / "run"
-    search = slow_search(tmp_path, "--budget", "2kb", "--trials", 7, "--time-limit", "10min")
+    search = slow_search(tmp_path, "--budget", "2kb", "--trials", 6, "--time-limit", "10min")
     wait_for(lambda: len(finished_files(run)) >= 2 and "complete" in states(run), search)
     search.send_signal(signal.SIGKILL)
     search.communicate()
@@ -43,8 +43,8 @@ def test_kill_of_the_driver_loses_no_finished_trial(tmp_path):
     after = records(load_study(run / "study.db"))
     assert [after[r.number] for r in before] == before
     ended = [r for r in after if r.state in ("complete", "stopped", "infeasible", "failed")]
-    assert len(ended) == 7
-    assert len({r.allocation for r in ended}) == 7  # nothing is counted twice
+    assert len(ended) == 6
+    assert len({r.allocation for r in ended}) == 6  # nothing is counted twice
     interrupted = [r.number for r in after if r.state == "interrupted"]
     again = [t.user_attrs["restart_of"] for t in load_study(run / "study.db").trials if "restart_of" in t.user_attrs]
     assert sorted(again) == interrupted  # each is in the queue again, once; it waits its turn behind the design
@@ -56,8 +56,8 @@ def test_kill_of_a_run_whose_study_is_elsewhere(kind, tmp_path, request, monkeyp
     url = request.getfixturevalue("postgresql") if kind == "postgresql" else f"journal:///{tmp_path}/runs.journal"
     monkeypatch.setenv("BUDGETOPT_STORAGE", url)  # which has the password; the folder does not
     search = start(
-        "search", "--budget", "500", "--trials", 4, "--workers", 2, "--out", "run", "--storage", url,
-        "--protocol", quick_protocol(tmp_path), folder=tmp_path,
+        "search", "--budget", "500", "--trials", 3, "--workers", 2, "--out", "run", "--storage", url,
+        "--protocol", quick_protocol(tmp_path), "--sampler", "tpe", folder=tmp_path,
     )  # fmt: skip
     run = tmp_path / "run"
     wait_for(lambda: finished_files(run), search)
@@ -70,7 +70,7 @@ def test_kill_of_a_run_whose_study_is_elsewhere(kind, tmp_path, request, monkeyp
     assert "Pareto front" in resumed.stdout
     after = records(load_study(RunFolder(run).study))
     assert [after[r.number] for r in before] == before
-    assert sum(r.state in ("complete", "stopped", "infeasible") for r in after) == 4
+    assert sum(r.state in ("complete", "stopped", "infeasible") for r in after) == 3
     assert "Pareto front" in command("front", "run", folder=tmp_path).stdout
     again = command("search", "--budget", "500", "--out", "run", "--storage", "sqlite:///other.db", "--protocol",
                     quick_protocol(tmp_path), folder=tmp_path, check=False)  # fmt: skip
@@ -80,7 +80,7 @@ def test_kill_of_a_run_whose_study_is_elsewhere(kind, tmp_path, request, monkeyp
 
 def test_kill_after_the_front_is_fixed_does_not_fix_it_again(tmp_path):
     run = tmp_path / "run"
-    search = slow_search(tmp_path, "--budget", "500", "--trials", 4)
+    search = slow_search(tmp_path, "--budget", "500", "--trials", 3)
     wait_for((run / "front.json").exists, search)
     search.send_signal(signal.SIGKILL)
     search.communicate()
@@ -101,7 +101,7 @@ def test_kill_after_the_front_is_fixed_does_not_fix_it_again(tmp_path):
 
 def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
     run = tmp_path / "run"
-    search = slow_search(tmp_path, "--budget", "1kb", "--trials", 5)
+    search = slow_search(tmp_path, "--budget", "1kb", "--trials", 4)
     wait_for(lambda: len(finished_files(run)) >= 1, search)
     children = [(c.pid, c.create_time()) for c in psutil.Process(search.pid).children(recursive=True)]
     os.killpg(search.pid, signal.SIGINT)  # as a terminal does: to every process of the group
@@ -110,9 +110,9 @@ def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
     assert err == "budgetopt: error: interrupted: go on with 'budgetopt resume run'\n"
     assert not [pid for pid, created in children if alive(pid, created)]
     assert "not finished" in command("front", "run", folder=tmp_path).stdout
-    command("resume", "run", "--candidates", 2, folder=tmp_path)
-    assert json.loads((run / "front.json").read_text())["candidates"] == 2
-    assert 1 <= len(result.read(run).front) <= 2
+    command("resume", "run", "--candidates", 3, folder=tmp_path)
+    assert json.loads((run / "front.json").read_text())["candidates"] == 3
+    assert 1 <= len(result.read(run).front) <= 3
     assert "run is finished: nothing was run" in command("resume", "run", "--trials", 9, folder=tmp_path).stdout
     for name in ("front.csv", "front.png"):  # as if killed just before the reports
         (run / name).unlink()
@@ -124,7 +124,7 @@ def test_ctrl_c_ends_in_order_and_is_resumed(tmp_path):
 def test_death_of_a_worker_costs_one_trial_at_most(tmp_path):
     """Tune mostly starts the trial again in another worker; where it does not, one trial has failed, no more."""
     run = tmp_path / "run"
-    search = slow_search(tmp_path, "--budget", "1kb", "--trials", 6)
+    search = slow_search(tmp_path, "--budget", "1kb", "--trials", 4)
 
     def victims():
         children = psutil.Process(search.pid).children(recursive=True)
@@ -137,4 +137,4 @@ def test_death_of_a_worker_costs_one_trial_at_most(tmp_path):
     ended = [r for r in records(load_study(run / "study.db")) if r.state not in ("skipped", "waiting")]
     assert [r.message for r in ended if r.state == "failed"] in ([], ["its worker process died"])
     assert {r.state for r in ended} <= {"complete", "stopped", "infeasible", "failed"}
-    assert len(ended) == 6
+    assert len(ended) == 4

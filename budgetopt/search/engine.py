@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from budgetopt import mapped, process, scratch
-from budgetopt.errors import InputError, first_line
+from budgetopt.errors import InputError, TrialFailure, first_line
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -319,11 +319,12 @@ def evaluate_many(
     workers: int,
     gpus: int,
     done: Callable[[int, list[Any]], None],
-    failed: Callable[[int, str], None],
+    failed: Callable[[int, str, bool], None],
     stop: Callable[[], bool],
 ) -> None:
     """Train and test every (training set or file, seeds that are trained at once); `done(position, scores)` or
-    `failed(position, message)` in order of completion. Returns early where `stop()` turns true."""
+    `failed(position, message, for_good)` in order of completion, `for_good` where the training diverges, as it would
+    again. Returns early where `stop()` turns true."""
     import ray
 
     share = gpu_share(workers, gpus)
@@ -353,8 +354,8 @@ def evaluate_many(
             try:
                 scores = ray.get(reference)
             except ray.exceptions.RayError as error:
-                cause = str(getattr(error, "cause", None) or error).strip()
-                failed(position, cause.splitlines()[-1][:500])
+                cause = getattr(error, "cause", None) or error
+                failed(position, str(cause).strip().splitlines()[-1][:500], isinstance(cause, TrialFailure))
             else:
                 done(position, scores)
         if stop():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,13 @@ class Final:
     observer: Observer
     interrupted: Callable[[], bool]
 
-    def trainings(self, subjects: dict[str, tuple[Any, list[int]]], test: Split, part: str) -> dict[str, Evaluation]:
-        """Scores of {name: (file or training set, seeds)} on `test`, without those of which a training failed. Every
-        finished training is in the study at once (`final/PART/NAME/SEED`) and is never replaced. After an interruption
-        a group of seeds is trained again as a whole, so that its missing scores are those that `eval` finds."""
+    def trainings(
+        self, subjects: dict[str, tuple[Any, list[int]]], test: Split, part: str
+    ) -> dict[str, Evaluation | None]:
+        """Scores of {name: (file or training set, seeds)} on `test`: None where a training diverges, and without those
+        that may yet succeed, of which one failed for another reason (out of memory, say). Every finished training is in
+        the study at once (`final/PART/NAME/SEED`) and is never replaced. After an interruption a group of seeds is
+        trained again as a whole, so that its missing scores are those that `eval` finds."""
         config, shape = self.config, self.dataset.spec.shape
         known = self.study.user_attrs
         keys = {(name, seed): f"final/{part}/{name}/{seed}" for name, (_, seeds) in subjects.items() for seed in seeds}
@@ -68,20 +71,23 @@ class Final:
                     self.study.set_user_attr(keys[name, seed], score.to_dict())
                     self.progress.final_done += 1
 
-        def failed(position: int, message: str) -> None:
-            lost.add(missing[position][0])
+        def failed(position: int, message: str, for_good: bool) -> None:
+            (diverged if for_good else lost).add(missing[position][0])
             self.observer.message(f"training on {missing[position][0]} failed: {message}")
 
         lost: set[str] = set()
+        diverged: set[str] = set()
         jobs = [(subjects[name][0], group) for name, group in missing]
         engine.evaluate_many(jobs, test, config.protocol, config.workers, config.gpus, done, failed, self.interrupted)
         if self.interrupted():
             raise Interrupted(f"interrupted: go on with {resume_command(self.folder)}")
         found = self.study.user_attrs
         return {
-            name: Evaluation(tuple(Score.read(found[keys[name, seed]]) for seed in seeds), len(test))
+            name: None
+            if name in diverged
+            else Evaluation(tuple(Score.read(found[keys[name, seed]]) for seed in seeds), len(test))
             for name, (_, seeds) in subjects.items()
-            if name not in lost
+            if name not in lost - diverged
         }
 
 
@@ -117,7 +123,7 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
         for r in candidates
         if r.file
     }
-    figures = final.trainings(subjects, final.dataset.val, "validation")
+    figures = _those_had(final.trainings(subjects, final.dataset.val, "validation"))
     if not figures:
         raise BudgetoptError("every candidate failed when it was retrained on validation; the lines above say why")
     sizes = np.array([len(data[name]) for name in figures])
@@ -140,8 +146,6 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
         "seed": config.seed,
         "candidates": len(candidates),
         "candidates_near_front": wanted,
-        "hypervolume": _hypervolume(final, sizes[members], accuracies[members]),
-        "best": best(sizes[members], accuracies[members]),
         "members": [],
         "references": {LOSSLESS: {"bytes": lossless_bytes(final.dataset, config)}},
         "test_evaluations": 0,
@@ -163,10 +167,29 @@ def _fix(final: Final, finished: list[Record]) -> dict[str, Any]:
             }
             | ({"parent": record.parent, "total_steps": record.total_steps} if config.parents else {})
         )
-    best_file = folder.path / table["members"][table["best"]]["file"]
-    write_atomically(folder.best, best_file.read_bytes())
+    _choose_best(final, table)
     _write(final, table)
     return table
+
+
+def _choose_best(final: Final, table: dict[str, Any]) -> None:
+    """Of the members, by validation: into the table, and as a file of its own."""
+    sizes = np.array([member["bytes"] for member in table["members"]])
+    accuracies = np.array([member["validation"]["accuracy"] for member in table["members"]])
+    table |= {"best": best(sizes, accuracies), "hypervolume": _hypervolume(final, sizes, accuracies)}
+    best_file = final.folder.path / table["members"][table["best"]]["file"]
+    write_atomically(final.folder.best, best_file.read_bytes())
+
+
+def _leave_out(final: Final, table: dict[str, Any], diverging: Collection[str]) -> None:
+    """Members on which a training diverges with seeds that follow from the file, those of every receiver who runs
+    `eval`. Training saw nothing of the test split: this is no choice by it."""
+    for file in diverging:
+        final.observer.message(f"{file} is left out of the front: training on it diverges for some seeds")
+    table["members"] = [member for member in table["members"] if member["file"] not in diverging]
+    if not table["members"]:
+        raise BudgetoptError("training diverges on every file of the front: search with a smaller lr in the protocol")
+    _choose_best(final, table)
 
 
 def _test(final: Final, table: dict[str, Any]) -> None:
@@ -192,10 +215,14 @@ def _test(final: Final, table: dict[str, Any]) -> None:
         subjects[member["file"]] = (data, file_seeds(data, seeds))
     everything = TrainingSet(train.x, train.y, spec.classes, spec.mean, spec.std)
     subjects[ALL_DATA] = (everything, [seeding.derive(ALL_DATA, config.seed, i) for i in range(seeds)])
-    figures = final.trainings(subjects, test, "test")
-    reference = figures.pop(ALL_DATA, None)  # which may need more memory than a worker has
-    if len(figures) < len(table["members"]):
+    found = final.trainings(subjects, test, "test")
+    reference = found.pop(ALL_DATA, None)  # which may need more memory than a worker has
+    if len(found) < len(table["members"]):
         raise BudgetoptError(f"a training on the test split failed: try again with {resume_command(final.folder)}")
+    figures = _those_had(found)
+    diverging = found.keys() - figures.keys()
+    if diverging:
+        _leave_out(final, table, diverging)
     sizes = np.array([m["bytes"] for m in table["members"]])
     accuracies = np.array([figures[m["file"]].accuracy for m in table["members"]])
     on_front = non_dominated(sizes, accuracies)
@@ -212,6 +239,12 @@ def _test(final: Final, table: dict[str, Any]) -> None:
     table["test_samples_in_training"] = repeated
     table["state"] = "final"
     _write(final, table)
+    for file in diverging:
+        (final.folder.path / file).unlink(missing_ok=True)
+
+
+def _those_had(found: dict[str, Evaluation | None]) -> dict[str, Evaluation]:
+    return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
 
 
 def lossless_bytes(dataset: Dataset, config: SearchConfig) -> int | None:

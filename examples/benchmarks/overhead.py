@@ -52,7 +52,12 @@ BUDGET = 17_000  # all digits at four levels
 
 def trials(console: records.Console, args: argparse.Namespace) -> None:
     folder = args.out / f"search-{args.trials}-{args.workers}"
-    budgetopt.search(3000, out=folder, trials=args.trials, workers=args.workers, sampler="rate-distortion")
+    limits = {
+        "trials": args.trials,
+        "workers": args.workers,
+        "candidates": 1,
+    }  # what follows the trials is not measured
+    budgetopt.search(3000, out=folder, protocol=args.protocol, sampler="rate-distortion", **limits)
     ended = [r for r in studies.records(studies.load(RunFolder(folder).study)) if r.rungs]
     last_rungs = [record.rungs[max(record.rungs)] for record in ended]
     busy = np.array([rung["seconds"] for rung in last_rungs])
@@ -180,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--trials", type=int, default=40, help="of the real search (default: 40)")
     parser.add_argument("--workers", type=int, default=2, help="of the real search (default: 2)")
+    parser.add_argument("--protocol", help="of the real search, in place of the one that suits digits")
     parser.add_argument("--asking", type=float, default=0.2, help="seconds of a replayed proposal (default: 0.2)")
     parser.add_argument("--longer", type=float, default=1.0, help="factor on replayed trials (default: 1)")
     parser.add_argument("--finished", type=int, default=1000, help="trials before a proposal (default: 1,000)")
