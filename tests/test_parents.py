@@ -327,8 +327,8 @@ def test_a_killed_child_goes_on_from_its_last_rung_with_its_parent(tmp_path):
     run = tmp_path / "run"
     search = start(
         "search", "--budget", "2kb", "--workers", 1, "--out", "run", "--time-limit", "10min", "--trials", 4,
-        "--candidates", 2, "--objective", "slowly.toml", "--space", "space.toml", "--protocol", quick_protocol(tmp_path),
-        "--parents", "--sampler", "tpe",  # the other one leaves sets alone that take so long
+        "--candidates", 2, "--objective", "slowly.toml", "--space", "space.toml", "--parents",
+        "--protocol", quick_protocol(tmp_path), "--sampler", "tpe",  # the other one leaves sets alone that take so long
         folder=tmp_path,
     )  # fmt: skip
 
