@@ -193,7 +193,8 @@ def _leave_out(final: Final, table: dict[str, Any], diverging: Collection[str]) 
 
 
 def _test(final: Final, table: dict[str, Any]) -> None:
-    """The one look at the test split. Members stay as they are; those dominated on test are marked as such."""
+    """The one look at the test split. Members stay as they are, but for those on which a
+    training diverges; those dominated on test are marked as such."""
     config, spec = final.config, final.dataset.spec
     final.progress.phase = "evaluating the front on the test split"
     final.observer.message(f"front of {len(table['members'])} fixed on validation; now the test split, once")
