@@ -73,7 +73,7 @@ def test_kill_of_a_run_whose_study_is_elsewhere(kind, tmp_path, request, monkeyp
     assert sum(r.state in ("complete", "stopped", "infeasible") for r in after) == 3
     assert "Pareto front" in command("front", "run", folder=tmp_path).stdout
     again = command("search", "--budget", "500", "--out", "run", "--storage", "sqlite:///other.db", "--protocol",
-                    quick_protocol(tmp_path), folder=tmp_path, check=False)  # fmt: skip
+                    quick_protocol(tmp_path), "--sampler", "tpe", folder=tmp_path, check=False)  # fmt: skip
     assert again.returncode == 2
     assert "kept elsewhere" in again.stderr
 
