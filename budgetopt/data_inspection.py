@@ -34,7 +34,7 @@ from budgetopt.seeding import generator
 from budgetopt.trial import TrialContext, rung_protocol
 
 LOOKED_AT = 1000  # training samples of data that take long to read
-PACKED = 1 << 14  # about so many bits of values are packed to see what a sample costs, one sample at least
+PACKED = 1 << 13  # about so many bits of values are packed to see what a sample costs, one sample at least
 SMALLEST_VALUES = 1 << 19  # of one sample a class, up to which the smallest file is made, not estimated
 TIMED_STEPS = 3  # of training, after one that is not counted
 SHOWN = 12  # classes in the text
